@@ -1,0 +1,25 @@
+//! What the host crates meet at: ids, objects, queries and their answers, ropes, views, and the traits
+//! between discovery, stages and xDS.
+//!
+//! It knows nothing of Istio's rules, of Kubernetes clients, of wasm or of gRPC, and does no IO.
+//!
+//! ```text
+//!  discovery --objects--> facts --snapshot--> stages --views--> xds
+//!                     (all four import this crate and never each other)
+//! ```
+
+pub mod fingerprint;
+pub mod ids;
+pub mod object;
+pub mod proxy;
+pub mod query;
+pub mod rope;
+pub mod view;
+
+pub use fingerprint::Fingerprint;
+pub use ids::{ResourceName, StageName, TypeUrl};
+pub use object::{Object, ObjectRef, Rejection};
+pub use proxy::Proxy;
+pub use query::{Affected, Answer, Query, Snapshot};
+pub use rope::Rope;
+pub use view::{Delta, Resource, Translator, View, Watched};

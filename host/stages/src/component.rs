@@ -1,0 +1,472 @@
+//! Components: guests in the sandbox.
+//!
+//! A component gets no WASI. It sees the queries and one write-only import, has a memory limit and a deadline, and is
+//! thrown away when it traps.
+
+mod abi;
+mod cache;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use trysail_model::Fingerprint;
+use trysail_sdk::{Failure, Level};
+use wasmtime::component::{Component, ComponentNamedList, Instance, InstancePre, Lift, Linker, Lower, TypedFunc};
+use wasmtime::{Store, StoreContextMut};
+
+use crate::fault::FaultKind;
+use crate::guest::{Asker, Done, Guest, Job, Limits, Unanswered, output_size};
+use crate::queries::QueryDecl;
+
+/// How often the epoch moves: the grain of deadlines.
+const TICK: Duration = Duration::from_millis(2);
+/// An instance that ran this often is replaced by a new one, since its linear memory never shrinks.
+const CALLS_PER_INSTANCE: u32 = 10_000;
+/// An instance with more memory than this is replaced, bytes.
+const MEMORY_PER_INSTANCE: usize = 16 << 20;
+/// Warm instances kept of each component.
+const WARM: usize = 16;
+/// The package line that this host serves.
+const PACKAGE: &str = "trysail:stage";
+/// Its version.
+const VERSION: &str = "0.1.0";
+
+/// What can go wrong when a component is loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The bytes are not a component.
+    #[error("{name} is not a WebAssembly component")]
+    NotAComponent {
+        /// Stage or plugin.
+        name: String,
+        /// Why.
+        #[source]
+        source: wasmtime::Error,
+    },
+    /// It imports something that the host does not offer, or exports other than expected.
+    #[error("{name} does not fit {PACKAGE}@{VERSION} (built for another version of the interfaces, or with WASI?)")]
+    DoesNotFit {
+        /// Stage or plugin.
+        name: String,
+        /// Why.
+        #[source]
+        source: wasmtime::Error,
+    },
+    /// A plugin failed when it was asked for its hook points.
+    #[error("plugin {name} failed when asked for its hook points: {kind}")]
+    Points {
+        /// The plugin.
+        name: String,
+        /// How.
+        kind: FaultKind,
+    },
+    /// The runtime could not start.
+    #[error("the WebAssembly runtime cannot start")]
+    Runtime(#[source] wasmtime::Error),
+}
+
+/// Settings of the runtime.
+#[derive(Clone, Debug, Default)]
+pub struct RuntimeConfig {
+    /// Folder for compiled code; without one everything is compiled at every start.
+    pub cache: Option<PathBuf>,
+}
+
+/// The wasmtime engine with its clock, and the linker for all components.
+pub struct Runtime {
+    engine: wasmtime::Engine,
+    linker: Linker<State>,
+    cache: Option<cache::Cache>,
+    ticks: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    /// Components compiled since the start; those found in the cache do not count.
+    compiled: AtomicU64,
+}
+
+/// What an instance's store holds: during a call, who answers.
+struct State {
+    asker: Option<Box<dyn Asker>>,
+    /// Why the host ended the run.
+    unanswered: Option<Unanswered>,
+    items: Arc<[(String, bytes::Bytes)]>,
+    memory_limit: usize,
+    memory_refused: bool,
+    memory: usize,
+    /// Ticks left when the guest was last entered, and the tick at that time.
+    deadline: u64,
+    entered: u64,
+    ticks: Arc<AtomicU64>,
+}
+
+impl wasmtime::ResourceLimiter for State {
+    fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        if desired > self.memory_limit {
+            self.memory_refused = true;
+            return Ok(false);
+        }
+        self.memory = self.memory - current.min(self.memory) + desired;
+        Ok(true)
+    }
+
+    fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        Ok(desired <= 100_000)
+    }
+}
+
+/// Ends a run from inside an import; the reason is in the state.
+#[derive(Debug, thiserror::Error)]
+#[error("the host ended the run")]
+struct Ended;
+
+impl Runtime {
+    /// Starts the runtime. `queries` are linked as imports of the facts interface.
+    ///
+    /// # Errors
+    /// When wasmtime does not start on this machine.
+    pub fn new(config: RuntimeConfig, queries: &[QueryDecl]) -> Result<Arc<Runtime>, LoadError> {
+        let engine = wasmtime_engine().map_err(LoadError::Runtime)?;
+        let mut linker = Linker::new(&engine);
+        link(&mut linker, queries).map_err(LoadError::Runtime)?;
+        let cache = config.cache.and_then(|folder| cache::Cache::open(folder, &engine));
+        let ticks = Arc::new(AtomicU64::new(0));
+        let stop = Arc::new(AtomicBool::new(false));
+        let clock = (engine.weak(), ticks.clone(), stop.clone());
+        let run = move || {
+            let (engine, ticks, stop) = clock;
+            while !stop.load(Ordering::Relaxed) {
+                std::thread::sleep(TICK);
+                let Some(engine) = engine.upgrade() else { return };
+                ticks.fetch_add(1, Ordering::Relaxed);
+                engine.increment_epoch();
+            }
+        };
+        std::thread::Builder::new()
+            .name("epochs".into())
+            .spawn(run)
+            .map_err(|error| LoadError::Runtime(error.into()))?;
+        Ok(Arc::new(Runtime { engine, linker, cache, ticks, stop, compiled: AtomicU64::new(0) }))
+    }
+
+    /// Number of components that had to be compiled.
+    pub fn compiled(&self) -> u64 {
+        self.compiled.load(Ordering::Relaxed)
+    }
+
+    /// Loads a stage.
+    ///
+    /// # Errors
+    /// When the bytes are no component of the `stage` world.
+    pub fn stage(self: &Arc<Self>, name: &str, bytes: &[u8]) -> Result<Arc<dyn Guest>, LoadError> {
+        Ok(Arc::new(self.load(name, bytes)?))
+    }
+
+    /// Loads a plugin and asks it for its hook points.
+    ///
+    /// # Errors
+    /// When the bytes are no component of the `plugin` world, or it faults when asked.
+    pub fn plugin(self: &Arc<Self>, name: &str, bytes: &[u8]) -> Result<(Arc<dyn Guest>, Vec<String>), LoadError> {
+        let guest = self.load(name, bytes)?;
+        let points = guest.points()?;
+        Ok((Arc::new(guest), points))
+    }
+
+    fn load(self: &Arc<Self>, name: &str, bytes: &[u8]) -> Result<ComponentGuest, LoadError> {
+        let digest = Fingerprint::of(bytes).to_string();
+        let component = match self.cache.as_ref().and_then(|cache| cache.get(&self.engine, &digest)) {
+            Some(component) => component,
+            None => {
+                self.compiled.fetch_add(1, Ordering::Relaxed);
+                let component = Component::new(&self.engine, bytes)
+                    .map_err(|source| LoadError::NotAComponent { name: name.to_owned(), source })?;
+                if let Some(cache) = &self.cache {
+                    cache.put(&digest, &component);
+                }
+                component
+            }
+        };
+        let pre = self.linker.instantiate_pre(&component);
+        let pre = pre.map_err(|source| LoadError::DoesNotFit { name: name.to_owned(), source })?;
+        let guest =
+            ComponentGuest { name: name.to_owned(), digest, pre, runtime: self.clone(), warm: Mutex::default() };
+        // An instance at once: a component whose exports do not fit must not be found out by a proxy.
+        let limits = Limits::default();
+        let instance = guest.instance(&limits).map_err(|source| LoadError::DoesNotFit { name: name.to_owned(), source })?;
+        guest.warm.lock().push(instance);
+        Ok(guest)
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Deterministic where wasm leaves a choice; epochs for deadlines; pooled memory where the machine allows it.
+fn wasmtime_engine() -> wasmtime::Result<wasmtime::Engine> {
+    let config = |pooled: bool| {
+        let mut config = wasmtime::Config::new();
+        config.wasm_component_model(true);
+        config.epoch_interruption(true);
+        config.cranelift_nan_canonicalization(true);
+        config.relaxed_simd_deterministic(true);
+        config.wasm_backtrace_details(wasmtime::WasmBacktraceDetails::Disable);
+        if pooled {
+            let mut pool = wasmtime::PoolingAllocationConfig::default();
+            pool.total_component_instances(256)
+                .total_core_instances(512)
+                .total_memories(256)
+                .total_tables(512)
+                .max_memory_size(256 << 20)
+                .linear_memory_keep_resident(1 << 20);
+            config.allocation_strategy(wasmtime::InstanceAllocationStrategy::Pooling(pool));
+        }
+        config
+    };
+    wasmtime::Engine::new(&config(true)).or_else(|error| {
+        tracing::warn!(%error, "no address space for pooled instances; allocating them on demand");
+        wasmtime::Engine::new(&config(false))
+    })
+}
+
+/// Links the facts, the log, and the fragment of plugins.
+fn link(linker: &mut Linker<State>, queries: &[QueryDecl]) -> wasmtime::Result<()> {
+    let mut facts = linker.instance(&format!("{PACKAGE}/facts@{VERSION}"))?;
+    for decl in queries {
+        let kind = decl.kind;
+        // The shapes of the functions in facts.wit. Predicates return a truth value, all others bytes or none.
+        match (decl.takes_list, decl.arity, decl.predicate) {
+            (true, 0, false) => facts.func_wrap(kind, move |s, (l,): (Vec<String>,)| bytes(s, kind, l))?,
+            (true, 0, true) => facts.func_wrap(kind, move |s, (l,): (Vec<String>,)| truth(s, kind, l))?,
+            (true, 2, false) => facts.func_wrap(kind, move |s, (a, b, l): (String, String, Vec<String>)| {
+                bytes(s, kind, [vec![a, b], l].concat())
+            })?,
+            (true, 2, true) => facts.func_wrap(kind, move |s, (a, b, l): (String, String, Vec<String>)| {
+                truth(s, kind, [vec![a, b], l].concat())
+            })?,
+            (false, 0, false) => facts.func_wrap(kind, move |s, (): ()| bytes(s, kind, vec![]))?,
+            (false, 1, false) => facts.func_wrap(kind, move |s, (a,): (String,)| bytes(s, kind, vec![a]))?,
+            (false, 1, true) => facts.func_wrap(kind, move |s, (a,): (String,)| truth(s, kind, vec![a]))?,
+            (false, 2, false) => facts.func_wrap(kind, move |s, (a, b): (String, String)| bytes(s, kind, vec![a, b]))?,
+            shape => wasmtime::bail!("query {kind} has a shape that no function of the interface has: {shape:?}"),
+        }
+    }
+    let mut log = linker.instance(&format!("{PACKAGE}/log@{VERSION}"))?;
+    log.func_wrap("report", |mut store: StoreContextMut<'_, State>, (level, message): (abi::Level, String)| {
+        if let Some(asker) = &mut store.data_mut().asker {
+            asker.report(Level::from(level), &message);
+        }
+        Ok(())
+    })?;
+    let mut fragment = linker.instance(&format!("{PACKAGE}/fragment@{VERSION}"))?;
+    fragment.func_wrap("items", |store: StoreContextMut<'_, State>, (): ()| {
+        let item = |(key, message): &(String, bytes::Bytes)| abi::FragmentItem { key: key.clone(), message: message.to_vec() };
+        Ok((store.data().items.iter().map(item).collect::<Vec<_>>(),))
+    })?;
+    Ok(())
+}
+
+fn bytes(store: StoreContextMut<'_, State>, kind: &'static str, args: Vec<String>) -> wasmtime::Result<(Option<Vec<u8>>,)> {
+    Ok((ask(store, kind, args)?.map(Vec::from),))
+}
+
+fn truth(store: StoreContextMut<'_, State>, kind: &'static str, args: Vec<String>) -> wasmtime::Result<(bool,)> {
+    Ok((ask(store, kind, args)?.is_some(),))
+}
+
+/// Answers a question. Time spent in other calls that have to be made for the answer is not the guest's.
+fn ask(mut store: StoreContextMut<'_, State>, kind: &'static str, args: Vec<String>) -> wasmtime::Result<Option<bytes::Bytes>> {
+    let state = store.data_mut();
+    let Some(asker) = &mut state.asker else {
+        // Asked for its hook points, a plugin may ask nothing.
+        state.unanswered = Some(Unanswered::Own(FaultKind::Queries(0)));
+        return Err(wasmtime::Error::new(Ended));
+    };
+    let before = state.ticks.load(Ordering::Relaxed);
+    let answer = asker.ask(kind, args);
+    let now = state.ticks.load(Ordering::Relaxed);
+    match answer {
+        Ok(answer) => {
+            if now != before {
+                state.deadline = state.deadline.saturating_sub(before - state.entered);
+                state.entered = now;
+                let left = state.deadline;
+                store.set_epoch_deadline(left.max(1));
+            }
+            Ok(answer)
+        }
+        Err(why) => {
+            state.unanswered = Some(why);
+            Err(wasmtime::Error::new(Ended))
+        }
+    }
+}
+
+/// A component and its warm instances.
+struct ComponentGuest {
+    name: String,
+    digest: String,
+    pre: InstancePre<State>,
+    runtime: Arc<Runtime>,
+    warm: Mutex<Vec<Warm>>,
+}
+
+type Translate = TypedFunc<(Arc<str>, Arc<[String]>), (Result<abi::Output, abi::Failure>,)>;
+type Apply = TypedFunc<(Arc<str>, Arc<[String]>), (Result<abi::Outcome, abi::Failure>,)>;
+type Points = TypedFunc<(), (Vec<String>,)>;
+
+/// What an instance exports.
+enum Exports {
+    Stage(Translate),
+    Plugin { points: Points, apply: Apply },
+}
+
+/// An instance that waits for its next call.
+struct Warm {
+    store: Store<State>,
+    exports: Exports,
+    n_calls: u32,
+}
+
+impl ComponentGuest {
+    fn instance(&self, limits: &Limits) -> wasmtime::Result<Warm> {
+        let state = State {
+            asker: None,
+            unanswered: None,
+            items: [].into(),
+            memory_limit: limits.memory,
+            memory_refused: false,
+            memory: 0,
+            deadline: 0,
+            entered: 0,
+            ticks: self.runtime.ticks.clone(),
+        };
+        let mut store = Store::new(&self.runtime.engine, state);
+        store.limiter(|state| state);
+        store.set_epoch_deadline(ticks(limits.deadline));
+        let instance = self.pre.instantiate(&mut store)?;
+        let exports = match export(&instance, &mut store, "translation", "translate") {
+            Ok(translate) => Exports::Stage(translate),
+            Err(no_stage) => match export(&instance, &mut store, "hooks", "apply") {
+                Ok(apply) => Exports::Plugin { points: export(&instance, &mut store, "hooks", "points")?, apply },
+                Err(_) => return Err(no_stage),
+            },
+        };
+        Ok(Warm { store, exports, n_calls: 0 })
+    }
+
+    /// The hook points that a plugin wants.
+    fn points(&self) -> Result<Vec<String>, LoadError> {
+        let limits = Limits::default();
+        let fail = |kind| LoadError::Points { name: self.name.clone(), kind };
+        let mut warm = self.instance(&limits).map_err(|e| fail(FaultKind::Trap(format!("{e:#}"))))?;
+        let Exports::Plugin { points, .. } = &warm.exports else {
+            return Err(fail(FaultKind::Failed("it is a stage, not a plugin".into())));
+        };
+        warm.store.set_epoch_deadline(ticks(limits.deadline));
+        let called = points.call(&mut warm.store, ());
+        let (points,) = called.map_err(|error| match warm.store.data_mut().unanswered.take() {
+            Some(Unanswered::Own(kind)) => fail(kind),
+            _ => fail(FaultKind::Trap(format!("{error:#}"))),
+        })?;
+        Ok(points)
+    }
+}
+
+/// A deadline in ticks, never less than two: the first may come at once.
+fn ticks(deadline: Duration) -> u64 {
+    (deadline.as_millis() / TICK.as_millis()).max(2) as u64
+}
+
+fn export<P, R>(instance: &Instance, store: &mut Store<State>, interface: &str, function: &str) -> wasmtime::Result<TypedFunc<P, R>>
+where
+    P: ComponentNamedList + Lower,
+    R: ComponentNamedList + Lift,
+{
+    let interface = format!("{PACKAGE}/{interface}@{VERSION}");
+    let Some(outer) = instance.get_export_index(&mut *store, None, &interface) else {
+        wasmtime::bail!("it does not export {interface}");
+    };
+    let Some(inner) = instance.get_export_index(&mut *store, Some(&outer), function) else {
+        wasmtime::bail!("{interface} has no function {function}");
+    };
+    instance.get_typed_func(store, inner)
+}
+
+impl Guest for ComponentGuest {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    fn run(&self, job: &Job, asker: Box<dyn Asker>, limits: &Limits, fresh: bool) -> (Result<Done, Unanswered>, Box<dyn Asker>) {
+        let warm = if fresh { None } else { self.warm.lock().pop() };
+        let mut warm = match warm.map_or_else(|| self.instance(limits), Ok) {
+            Ok(warm) => warm,
+            Err(error) => return (Err(Unanswered::Own(FaultKind::Trap(format!("{error:#}")))), asker),
+        };
+        let deadline = ticks(limits.deadline);
+        let state = warm.store.data_mut();
+        state.asker = Some(asker);
+        state.memory_limit = limits.memory;
+        state.deadline = deadline;
+        state.entered = state.ticks.load(Ordering::Relaxed);
+        if let Job::Apply { items, .. } = job {
+            state.items = items.clone();
+        }
+        warm.store.set_epoch_deadline(deadline);
+        let called = match (&warm.exports, job) {
+            (Exports::Stage(translate), Job::Translate { function, args }) => {
+                let called = translate.call(&mut warm.store, (function.clone(), args.clone()));
+                called.map(|(result,)| result.map(|output| Done::Output(output.into())))
+            }
+            (Exports::Plugin { apply, .. }, Job::Apply { point, args, .. }) => {
+                let called = apply.call(&mut warm.store, (point.clone(), args.clone()));
+                called.map(|(result,)| result.map(|outcome| Done::Outcome(outcome.into())))
+            }
+            _ => Ok(Err(abi::Failure::UnknownFunction("a stage is no plugin, nor the reverse".into()))),
+        };
+        let state = warm.store.data_mut();
+        let asker = state.asker.take().expect("it was put there above and only this function takes it");
+        state.items = [].into();
+        let result = match called {
+            Ok(Ok(done)) => match output_size(&done) {
+                size if size > limits.output => Err(Unanswered::Own(FaultKind::OutputSize(size, limits.output))),
+                _ => Ok(done),
+            },
+            Ok(Err(failure)) => Err(Unanswered::Own(FaultKind::Failed(Failure::from(failure).to_string()))),
+            // The store is thrown away with whatever state the trap left in it.
+            Err(error) => return (Err(why(state, &error, limits)), asker),
+        };
+        warm.n_calls += 1;
+        let state = warm.store.data();
+        let worn = warm.n_calls >= CALLS_PER_INSTANCE || state.memory > MEMORY_PER_INSTANCE || state.memory_refused;
+        if !fresh && !worn {
+            let mut pool = self.warm.lock();
+            if pool.len() < WARM {
+                pool.push(warm);
+            }
+        }
+        (result, asker)
+    }
+}
+
+/// Why a run ended in an error.
+fn why(state: &mut State, error: &wasmtime::Error, limits: &Limits) -> Unanswered {
+    if let Some(why) = state.unanswered.take() {
+        return why;
+    }
+    Unanswered::Own(match error.downcast_ref::<wasmtime::Trap>() {
+        Some(wasmtime::Trap::Interrupt) => FaultKind::Slow(limits.deadline),
+        // A guest that is refused memory aborts.
+        _ if state.memory_refused => FaultKind::Memory(limits.memory),
+        Some(trap) => FaultKind::Trap(trap.to_string()),
+        None => FaultKind::Trap(format!("{error:#}")),
+    })
+}

@@ -1,0 +1,306 @@
+//! The engine: evaluates calls for proxies, remembers what it did, and forgets what a change moved.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use parking_lot::{Mutex, RwLock};
+use rustc_hash::FxHashMap;
+use trysail_model::{Affected, Fingerprint, Proxy, Query, Snapshot, TypeUrl};
+
+use crate::calls::Call;
+use crate::fault::FailurePolicy;
+use crate::guest::{Guest, Limits};
+use crate::memo::{CallMemo, Memos};
+use crate::metrics::Counters;
+use crate::node::Node;
+use crate::queries::{ProxyState, Queries, QueryDecl, QueryId, Question};
+
+/// How a type's resources are made: the root call.
+#[derive(Clone, Debug)]
+pub struct Root {
+    /// The type.
+    pub type_url: &'static str,
+    /// The stage.
+    pub stage: &'static str,
+    /// Its function.
+    pub function: &'static str,
+    /// One call a name (EDS, RDS), or one call for all (CDS, LDS).
+    pub named: bool,
+    /// Hook point of named resources, or empty.
+    pub hook: &'static str,
+}
+
+/// The type of message that a function's items are, and whether Envoy can live without one of them.
+#[derive(Clone, Debug)]
+pub struct OutputDecl {
+    /// Stage and function.
+    pub function: (&'static str, &'static str),
+    /// Full protobuf name of the items' message; empty for facts that are not sent.
+    pub message: &'static str,
+}
+
+/// Why Envoy would refuse a message: its type's full name, its bytes, and whether they are all of it. Empty when it would not.
+pub type Gate = dyn Fn(&str, &[u8], bool) -> Vec<String> + Send + Sync;
+
+/// What an engine is made of.
+pub struct Config {
+    /// Query kinds that stages may ask.
+    pub queries: &'static [QueryDecl],
+    /// Roots of the types served.
+    pub roots: Vec<Root>,
+    /// What the functions make.
+    pub outputs: Vec<OutputDecl>,
+    /// The gate, if there is one.
+    pub gate: Option<Arc<Gate>>,
+    /// What the gate objects to is left out; else it is only reported (`render`).
+    pub hold_back: bool,
+    /// Limits of a call.
+    pub limits: Limits,
+    /// Share of runs that are run again on a fresh instance and compared: 1.0 in tests.
+    pub audit_share: f64,
+    /// Called after something moved without a change of the snapshot: a slow call has come to its end.
+    pub on_settled: Option<Arc<dyn Fn() + Send + Sync>>,
+}
+
+/// A plugin at a hook point.
+#[derive(Clone)]
+pub struct Hooked {
+    /// Name and digest.
+    pub id: Arc<str>,
+    /// The code.
+    pub guest: Arc<dyn Guest>,
+    /// What a fault does.
+    pub policy: FailurePolicy,
+}
+
+/// Plugins by hook point, in order.
+pub type HookTable = FxHashMap<Arc<str>, Vec<Hooked>>;
+
+/// A snapshot at the engine's own revision, which also counts changes of plugins.
+pub(crate) struct Epoch {
+    pub revision: u64,
+    pub snapshot: Arc<dyn Snapshot>,
+}
+
+/// A connected proxy: its state at the newest snapshot it was seen with, and what it was last served.
+pub(crate) struct ProxyEntry {
+    pub state: Arc<ProxyState>,
+    /// The proxy as it introduced itself.
+    pub introduced: Proxy,
+    pub refreshed_at: u64,
+    pub served: FxHashMap<TypeUrl, Arc<Node>>,
+}
+
+/// The translation engine. Cheap to share; all methods may be called from any thread, but not from the async runtime's.
+pub struct Engine {
+    pub(crate) config: Config,
+    pub(crate) queries: Queries,
+    pub(crate) memos: Memos,
+    pub(crate) guests: RwLock<FxHashMap<Arc<str>, Arc<dyn Guest>>>,
+    pub(crate) hooks: ArcSwap<HookTable>,
+    pub(crate) epoch: ArcSwap<Epoch>,
+    /// Held for reading while something is remembered, for writing while the present revision changes: what is remembered is
+    /// always of the present revision.
+    pub(crate) commit: RwLock<()>,
+    pub(crate) current: AtomicU64,
+    pub(crate) proxies: Mutex<FxHashMap<Arc<str>, ProxyEntry>>,
+    pub(crate) counters: Counters,
+    pub(crate) retrying: Mutex<BTreeSet<(u32, Fingerprint)>>,
+    pub(crate) sampler: AtomicU64,
+    decls: FxHashMap<&'static str, QueryDecl>,
+}
+
+/// What a change did, for the terminal and for tests.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Advance {
+    /// The engine's revision now.
+    pub revision: u64,
+    /// Queries that were answered again.
+    pub reanswered: usize,
+    /// The queries whose answer moved.
+    pub moved: Vec<String>,
+    /// Calls that are to be looked at when somebody needs them.
+    pub dirty: usize,
+}
+
+impl Engine {
+    /// An engine at a first snapshot.
+    pub fn new(config: Config, guests: impl IntoIterator<Item = Arc<dyn Guest>>, snapshot: Arc<dyn Snapshot>) -> Arc<Self> {
+        let guests = guests.into_iter().map(|guest| (Arc::from(guest.name()), guest)).collect();
+        let decls = config.queries.iter().map(|decl| (decl.kind, *decl)).collect();
+        Arc::new(Engine {
+            decls,
+            config,
+            queries: Queries::default(),
+            memos: Memos::default(),
+            guests: RwLock::new(guests),
+            hooks: ArcSwap::default(),
+            epoch: ArcSwap::from_pointee(Epoch { revision: 1, snapshot }),
+            commit: RwLock::new(()),
+            current: AtomicU64::new(1),
+            proxies: Mutex::default(),
+            counters: Counters::default(),
+            retrying: Mutex::default(),
+            sampler: AtomicU64::new(0),
+        })
+    }
+
+    /// The engine's revision: it grows with snapshots, plugins and retries that came to an end.
+    pub fn revision(&self) -> u64 {
+        self.current.load(Ordering::Acquire)
+    }
+
+    /// The present snapshot.
+    pub fn snapshot(&self) -> Arc<dyn Snapshot> {
+        self.epoch.load().snapshot.clone()
+    }
+
+    /// Counters of work done.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The known queries, for the audit of what changes name.
+    pub fn live_queries(&self) -> Vec<Query> {
+        self.queries.mesh_queries()
+    }
+
+    /// Moves to a snapshot of which only the named queries can be answered otherwise than before.
+    pub fn advance(&self, snapshot: Arc<dyn Snapshot>, affected: &[Affected]) -> Advance {
+        let _exclusive = self.commit.write();
+        let revision = self.current.load(Ordering::Acquire) + 1;
+        // First the number, then the answers: whoever sees an answer and then still the old number has an old answer.
+        self.current.store(revision, Ordering::Release);
+        let mut advance = Advance { revision, ..Advance::default() };
+        let mut readers = Vec::new();
+        for id in self.queries.affected(affected) {
+            let cell = self.queries.cell(id);
+            let Question::Mesh(query) = &cell.question else { continue };
+            let Some(before) = cell.answer.read().clone() else { continue };
+            let now = snapshot.answer(query);
+            advance.reanswered += 1;
+            let moved = now.fingerprint != before.fingerprint;
+            // Equal bytes from other objects are a new answer for `explain` alone.
+            *cell.answer.write() = Some(Arc::new(now));
+            if moved {
+                advance.moved.push(query.to_string());
+                readers.extend(cell.readers.read().iter().copied());
+            }
+        }
+        advance.dirty = self.memos.mark_dirty(readers, revision);
+        self.epoch.store(Arc::new(Epoch { revision, snapshot }));
+        advance
+    }
+
+    /// Moves to a snapshot about which nothing is known: every query is answered again.
+    pub fn advance_all(&self, snapshot: Arc<dyn Snapshot>) -> Advance {
+        let kinds: Vec<Affected> = self.config.queries.iter().map(|decl| Affected::Kind(decl.kind)).collect();
+        self.advance(snapshot, &kinds)
+    }
+
+    /// Puts plugins at their hook points, in place of those before.
+    pub fn set_hooks(&self, table: HookTable) -> Advance {
+        let _exclusive = self.commit.write();
+        let revision = self.current.load(Ordering::Acquire) + 1;
+        self.current.store(revision, Ordering::Release);
+        let ids = |hooked: &[Hooked]| hooked.iter().map(|h| (h.id.clone(), h.policy)).collect::<Vec<_>>();
+        let old = self.hooks.swap(Arc::new(table));
+        let new = self.hooks.load();
+        let points: BTreeSet<&Arc<str>> = old.keys().chain(new.keys()).collect();
+        let none = Vec::new();
+        let moved: Vec<&Arc<str>> = points
+            .into_iter()
+            .filter(|point| ids(old.get(*point).unwrap_or(&none)) != ids(new.get(*point).unwrap_or(&none)))
+            .collect();
+        let hooks = self.memos.all().into_iter().filter(|memo| match &memo.call {
+            Call::Hook { point, .. } => moved.contains(&point),
+            _ => false,
+        });
+        let dirty = self.memos.mark_dirty(hooks.map(|memo| memo.id), revision);
+        let snapshot = self.snapshot();
+        self.epoch.store(Arc::new(Epoch { revision, snapshot }));
+        let moved = moved.into_iter().map(|point| format!("plugins({point})")).collect();
+        Advance { revision, reanswered: 0, moved, dirty }
+    }
+
+    /// Has a call looked at again although no answer moved: a retry came to its end.
+    pub(crate) fn touch(&self, memo: &CallMemo) {
+        {
+            let _exclusive = self.commit.write();
+            let revision = self.current.load(Ordering::Acquire) + 1;
+            self.current.store(revision, Ordering::Release);
+            self.memos.mark_dirty([memo.id], revision);
+            let snapshot = self.snapshot();
+            self.epoch.store(Arc::new(Epoch { revision, snapshot }));
+        }
+        if let Some(notify) = &self.config.on_settled {
+            notify();
+        }
+    }
+
+    /// How a query kind is asked.
+    pub fn decl(&self, kind: &str) -> Option<&QueryDecl> {
+        self.decls.get(kind)
+    }
+
+    /// Drops what no connected proxy uses. `spare_leaves` of each call are kept all the same, for changes that are taken back.
+    pub fn collect(&self, spare_leaves: usize) -> usize {
+        let _shared = self.commit.read();
+        let mut dropped = 0;
+        // Children become free when their parents went; a plan has four levels or so.
+        for _ in 0..8 {
+            let now = self.memos.collect(spare_leaves);
+            dropped += now;
+            if now == 0 {
+                break;
+            }
+        }
+        dropped
+    }
+
+    /// Runs until no retry of a slow call is under way: for `render`, which has no second push.
+    pub fn settle(&self) {
+        while !self.retrying.lock().is_empty() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+
+    /// What the diagnostics of the calls behind a proxy's resources say, each once, in order of the calls.
+    pub fn diagnostics(&self, roots: &[Arc<Node>]) -> Vec<trysail_sdk::Diagnostic> {
+        let mut seen = rustc_hash::FxHashSet::default();
+        let mut found: Vec<trysail_sdk::Diagnostic> = Vec::new();
+        for root in roots {
+            root.for_each(&mut |node| {
+                if seen.insert(Arc::as_ptr(&node.leaf)) {
+                    found.extend(node.leaf.diagnostics.iter().cloned());
+                }
+                found.extend(node.conflicts.iter().cloned());
+            });
+        }
+        let mut known = BTreeSet::new();
+        found.retain(|d| known.insert((d.object.clone(), d.field.clone(), d.message.clone())));
+        found
+    }
+
+    /// The fingerprint of the plugins at a hook point.
+    pub(crate) fn hooks_fingerprint(&self, point: &str) -> Fingerprint {
+        let table = self.hooks.load();
+        match table.get(point) {
+            None => Fingerprint::NONE,
+            Some(hooked) => Fingerprint::of_parts(hooked.iter().map(|h| h.id.as_bytes())),
+        }
+    }
+
+    /// The answer's fingerprint for a query about the proxy.
+    pub(crate) fn proxy_fingerprint(&self, epoch: &Epoch, proxy: &ProxyState, id: QueryId) -> Option<Fingerprint> {
+        if let Some(known) = proxy.known(id) {
+            return Some(known.fingerprint);
+        }
+        match &self.queries.cell(id).question {
+            Question::Proxy(query) => Some(proxy.answer(&*epoch.snapshot, id, query).fingerprint),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,460 @@
+//! Evaluation: from a call and a proxy to a node, by look-up, check, or run.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use parking_lot::{Mutex, RwLock};
+use rustc_hash::{FxHashMap, FxHashSet};
+use trysail_model::{Answer, Fingerprint, Query};
+use trysail_sdk::{CallRef, Diagnostic, Entry, Output, Severity};
+
+use crate::calls::Call;
+use crate::engine::{Engine, Epoch};
+use crate::fault::{FailurePolicy, Fault, FaultKind};
+use crate::memo::CallMemo;
+use crate::metrics::add;
+use crate::node::{Leaf, Node};
+use crate::queries::{Cell, ProxyState, QueryId, Question};
+use crate::run::{self, Runner};
+use crate::trace::{Read, TraceTree};
+
+/// Fingerprints of other calls' outputs, as met during one look-up.
+type Answers = FxHashMap<QueryId, Fingerprint>;
+
+/// For whom, at which state, and on the way from which calls something is evaluated.
+#[derive(Clone)]
+pub(crate) struct Cx {
+    pub epoch: Arc<Epoch>,
+    pub proxy: Arc<ProxyState>,
+    /// What the subscriber was last served, to hold on to after a fault.
+    pub held: Option<Arc<Node>>,
+    /// The calls under way on this thread, outermost first.
+    pub stack: Vec<Arc<CallMemo>>,
+    /// Faults met on the way.
+    pub faults: Arc<Mutex<Vec<Fault>>>,
+}
+
+impl Engine {
+    /// The node of a call for a proxy.
+    ///
+    /// # Errors
+    /// The fault that left the call without output.
+    pub(crate) fn eval(self: &Arc<Self>, cx: &mut Cx, memo: &Arc<CallMemo>) -> Result<Arc<Node>, Fault> {
+        // A hook point without plugins is not there at all.
+        if let Call::Hook { point, inner: Some(inner), .. } = &memo.call
+            && self.hooks.load().get(point).is_none_or(Vec::is_empty)
+        {
+            let inner = self.memos.get(*inner);
+            inner.add_parent(memo.id);
+            return self.eval(cx, &inner);
+        }
+        let found = memo.lookup(cx.epoch.revision, |query| self.proxy_fingerprint(&cx.epoch, &cx.proxy, query));
+        let old = match found {
+            Some((node, true)) => {
+                add(&self.counters.hits);
+                return Ok(node);
+            }
+            Some((node, false)) => Some(node),
+            None => None,
+        };
+        if cx.stack.iter().any(|above| Arc::ptr_eq(above, memo)) {
+            return Err(self.fault(memo, FaultKind::Circle(memo.call.to_string())));
+        }
+        if cx.stack.len() >= self.config.limits.depth {
+            return Err(self.fault(memo, FaultKind::Recursion(self.config.limits.depth)));
+        }
+        cx.stack.push(memo.clone());
+        let node = self.leaf(cx, memo).and_then(|leaf| self.node(cx, memo, leaf, old));
+        cx.stack.pop();
+        node
+    }
+
+    /// What the call itself returns to the present answers.
+    fn leaf(self: &Arc<Self>, cx: &mut Cx, memo: &Arc<CallMemo>) -> Result<Arc<Leaf>, Fault> {
+        add(&self.counters.walks);
+        let mut answers = Answers::default();
+        if let Some(leaf) = self.walk(cx, &mut answers, &memo.traces)? {
+            return Ok(leaf);
+        }
+        if let Some(fault) = self.walk(cx, &mut answers, &memo.faults)? {
+            return self.after_fault(cx, memo, fault, &[]);
+        }
+        self.compute(cx, memo)
+    }
+
+    /// Runs the call and remembers what came of it.
+    fn compute(self: &Arc<Self>, cx: &mut Cx, memo: &Arc<CallMemo>) -> Result<Arc<Leaf>, Fault> {
+        let (result, reads) = match &memo.call {
+            Call::Stage { .. } | Call::Plugin { .. } => {
+                let runner = Runner { engine: self, memo, limits: self.config.limits };
+                let ran = runner.run(cx);
+                (ran.result, ran.reads)
+            }
+            Call::Hook { point, args, inner } => {
+                let reads = vec![(self.queries.intern(&Question::Plugins(point.clone())), self.hooks_fingerprint(point))];
+                (Ok(self.chain(point, args, *inner)), reads)
+            }
+            Call::Names { stage, function, hook, names } => {
+                let call = |name: &trysail_model::ResourceName| {
+                    Entry::Include(CallRef::new(stage, function, [name.as_str()]).hooked(hook))
+                };
+                (Ok(Output { entries: names.iter().map(call).collect(), diagnostics: Vec::new() }), Vec::new())
+            }
+        };
+        match result {
+            Ok(output) => self.remember(cx, memo, output, reads),
+            Err(run::Stopped::Below(fault)) => Err(fault),
+            Err(run::Stopped::Own(kind)) => {
+                let fault = self.fault(memo, kind);
+                if matches!(fault.kind, FaultKind::Slow(_)) {
+                    run::retry(self, cx, memo, &reads);
+                }
+                {
+                    let _shared = self.commit.read();
+                    if self.is_current(&cx.epoch) {
+                        memo.faults.write().replace(&reads, fault.clone());
+                        self.register(memo, &reads);
+                    }
+                }
+                self.after_fault(cx, memo, fault, &reads)
+            }
+        }
+    }
+
+    /// The output of a hook point: the last plugin's, each of which works on what the one before made.
+    fn chain(&self, point: &Arc<str>, args: &Arc<[String]>, inner: Option<u32>) -> Output {
+        let table = self.hooks.load();
+        let plugins = table.get(point).map(Vec::as_slice).unwrap_or_default();
+        let mut output = Output::empty();
+        if inner.is_some() {
+            let mut last = inner;
+            for hooked in plugins {
+                let call = Call::Plugin { plugin: hooked.id.clone(), point: point.clone(), args: args.clone(), inner: last };
+                last = Some(self.memos.of(call).id);
+            }
+            output.entries.extend(last.map(|id| Entry::Include(by_number(id))));
+        } else {
+            for hooked in plugins {
+                let call = Call::Plugin { plugin: hooked.id.clone(), point: point.clone(), args: args.clone(), inner: None };
+                output.entries.push(Entry::Include(by_number(self.memos.of(call).id)));
+            }
+        }
+        output
+    }
+
+    /// Takes an output in as a leaf.
+    pub(crate) fn remember(self: &Arc<Self>, cx: &Cx, memo: &Arc<CallMemo>, output: Output, reads: Vec<Read>) -> Result<Arc<Leaf>, Fault> {
+        let gate = self.config.gate.clone();
+        let message = self.message_of(memo);
+        let judge = |bytes: &[u8], whole: bool| match (&gate, &message) {
+            (Some(gate), Some(message)) => gate(message, bytes, whole),
+            _ => Vec::new(),
+        };
+        let leaf = Leaf::new(output, reads.into(), |call| self.resolve(call), &judge, self.config.hold_back)
+            .map_err(|bad| self.fault(memo, FaultKind::BadOutput(bad.to_string())))?;
+        let leaf = Arc::new(leaf);
+        for call in &leaf.calls {
+            call.add_parent(memo.id);
+        }
+        let _shared = self.commit.read();
+        if self.is_current(&cx.epoch) {
+            self.register(memo, &leaf.reads);
+            if let Err(fork) = memo.traces.write().insert(&leaf.reads, leaf.clone()) {
+                let asked = |id: QueryId| if id == QueryId::MAX { "nothing more".to_owned() } else { self.describe(id) };
+                let kind = FaultKind::Impure(format!(
+                    "after the same answers it asked {} once and {} now",
+                    asked(fork.expected),
+                    fork.found.map_or_else(|| "nothing more".to_owned(), asked)
+                ));
+                return Err(self.fault(memo, kind));
+            }
+        }
+        Ok(leaf)
+    }
+
+    /// Has the call looked at again when what it read moves.
+    fn register(&self, memo: &CallMemo, reads: &[Read]) {
+        for (query, _) in reads {
+            let cell = self.queries.cell(*query);
+            match &cell.question {
+                Question::Mesh(_) => {
+                    if !cell.readers.read().contains(&memo.id) {
+                        cell.readers.write().insert(memo.id);
+                    }
+                }
+                Question::Derived(call) | Question::DerivedExists(call) => self.memos.get(*call).add_parent(memo.id),
+                // Proxies do not change, and changes of plugins mark the hooks themselves.
+                Question::Proxy(_) | Question::Plugins(_) => {}
+            }
+        }
+    }
+
+    /// What a fault leaves: for a plugin that may be skipped the fragment before it, else nothing.
+    fn after_fault(self: &Arc<Self>, cx: &Cx, memo: &Arc<CallMemo>, fault: Fault, reads: &[Read]) -> Result<Arc<Leaf>, Fault> {
+        cx.faults.lock().push(fault.clone());
+        let Call::Plugin { plugin, point, inner, .. } = &memo.call else { return Err(fault) };
+        let table = self.hooks.load();
+        let hooked = table.get(point).and_then(|all| all.iter().find(|hooked| hooked.id == *plugin));
+        if hooked.is_none_or(|hooked| hooked.policy == FailurePolicy::Hold) {
+            return Err(fault);
+        }
+        let mut output = Output::empty();
+        output.entries.extend(inner.map(|id| Entry::Include(by_number(id))));
+        output.diagnostics.push(Diagnostic {
+            severity: Severity::Error,
+            object: format!("plugin {plugin}"),
+            field: String::new(),
+            message: format!("skipped: it {}", fault.kind),
+        });
+        let leaf = Leaf::new(output, reads.into(), |call| self.resolve(call), &|_, _| Vec::new(), false);
+        let leaf = leaf.map_err(|bad| self.fault(memo, FaultKind::BadOutput(bad.to_string())))?;
+        for call in &leaf.calls {
+            call.add_parent(memo.id);
+        }
+        Ok(Arc::new(leaf))
+    }
+
+    /// Puts the children of a leaf in place.
+    fn node(self: &Arc<Self>, cx: &mut Cx, memo: &Arc<CallMemo>, leaf: Arc<Leaf>, old: Option<Arc<Node>>) -> Result<Arc<Node>, Fault> {
+        let old = old.filter(|old| Arc::ptr_eq(&old.leaf, &leaf) && !old.degraded);
+        let revision = cx.epoch.revision;
+        let mut children = Vec::with_capacity(leaf.calls.len());
+        let mut same = old.is_some();
+        let mut degraded = false;
+        for (i, call) in leaf.calls.iter().enumerate() {
+            if let Some(old) = &old {
+                let dirty_at = call.dirty_at.load(Ordering::Acquire);
+                if dirty_at <= revision && old.verified_at.load(Ordering::Acquire) >= dirty_at {
+                    children.push(old.children[i].clone());
+                    continue;
+                }
+            }
+            let child = match self.eval(cx, call) {
+                Ok(child) => child,
+                Err(fault) if leaf.includes(i) => {
+                    // What the subscriber has of it stays; with nothing to hold it is withheld.
+                    degraded = true;
+                    cx.faults.lock().push(fault);
+                    let inner = match &call.call {
+                        Call::Hook { inner: Some(inner), .. } => Some(self.memos.get(*inner)),
+                        _ => None,
+                    };
+                    let held = cx.held.as_ref().and_then(|held| held.find(call).or_else(|| held.find(inner.as_ref()?)));
+                    held.unwrap_or_else(|| self.empty_node(call))
+                }
+                Err(fault) => return Err(fault),
+            };
+            degraded |= child.degraded;
+            same &= old.as_ref().is_some_and(|old| old.children[i].entries.fingerprint == child.entries.fingerprint);
+            children.push(child);
+        }
+        let proxy_reads = self.proxy_reads(cx, &leaf, &children)?;
+        let mut conflicts = Vec::new();
+        let entries = match &old {
+            Some(old) if same => {
+                conflicts.clone_from(&old.conflicts);
+                old.entries.clone()
+            }
+            _ => {
+                add(&self.counters.assembled);
+                leaf.assemble(&children, &mut conflicts)
+            }
+        };
+        if let Some(old) = old
+            && same
+            && !degraded
+            && old.proxy_reads == proxy_reads
+            && old.children.iter().zip(&children).all(|(a, b)| Arc::ptr_eq(a, b))
+        {
+            old.verified_at.fetch_max(revision, Ordering::AcqRel);
+            return Ok(old);
+        }
+        let node = Arc::new(Node {
+            memo: memo.clone(),
+            leaf,
+            children,
+            entries,
+            conflicts,
+            proxy_reads,
+            verified_at: revision.into(),
+            degraded,
+        });
+        if !degraded {
+            let _shared = self.commit.read();
+            if self.is_current(&cx.epoch) {
+                memo.nodes.write().replace(&node.proxy_reads, node.clone());
+            }
+        }
+        Ok(node)
+    }
+
+    /// A node without items, for what is withheld.
+    fn empty_node(&self, memo: &Arc<CallMemo>) -> Arc<Node> {
+        let leaf = Leaf::new(Output::empty(), [].into(), |call| self.resolve(call), &|_, _| Vec::new(), false);
+        let leaf = Arc::new(leaf.expect("an output without items is well-formed"));
+        let entries = leaf.assemble(&[], &mut Vec::new());
+        Arc::new(Node {
+            memo: memo.clone(),
+            leaf,
+            children: Vec::new(),
+            entries,
+            conflicts: Vec::new(),
+            proxy_reads: [].into(),
+            verified_at: 0.into(),
+            degraded: true,
+        })
+    }
+
+    /// What is read of the proxy by a leaf, the calls it asked for, and its children: each query once, in the order of
+    /// execution, so that the reads of all nodes of a call form a trace tree.
+    fn proxy_reads(self: &Arc<Self>, cx: &mut Cx, leaf: &Leaf, children: &[Arc<Node>]) -> Result<Arc<[Read]>, Fault> {
+        let mut lists: FxHashSet<*const Read> = FxHashSet::default();
+        let mut known: FxHashSet<QueryId> = FxHashSet::default();
+        let mut reads = Vec::new();
+        let mut add_list = |list: &Arc<[Read]>, reads: &mut Vec<Read>, known: &mut FxHashSet<QueryId>| {
+            if !list.is_empty() && lists.insert(list.as_ptr()) {
+                reads.extend(list.iter().filter(|read| known.insert(read.0)));
+            }
+        };
+        for read in leaf.reads.iter() {
+            let cell = self.queries.cell(read.0);
+            match &cell.question {
+                Question::Proxy(_) => {
+                    if known.insert(read.0) {
+                        reads.push(*read);
+                    }
+                }
+                Question::Derived(call) | Question::DerivedExists(call) => {
+                    let node = self.eval(cx, &self.memos.get(*call))?;
+                    add_list(&node.proxy_reads, &mut reads, &mut known);
+                }
+                Question::Mesh(_) | Question::Plugins(_) => {}
+            }
+        }
+        for child in children {
+            add_list(&child.proxy_reads, &mut reads, &mut known);
+        }
+        // The common case: one child's list is all there is.
+        if let Some(child) = children.iter().find(|child| child.proxy_reads.len() == reads.len() && *child.proxy_reads == *reads) {
+            return Ok(child.proxy_reads.clone());
+        }
+        Ok(reads.into())
+    }
+
+    /// Walks a tree with the present answers. Calls that the tree asks for are evaluated with the tree unlocked, since that can
+    /// take as long as guests run.
+    fn walk<T: Clone>(self: &Arc<Self>, cx: &mut Cx, known: &mut Answers, tree: &RwLock<TraceTree<T>>) -> Result<Option<T>, Fault> {
+        loop {
+            let mut wanted = None;
+            let found = tree.read().walk(|id| {
+                let cell = self.queries.cell(id);
+                match &cell.question {
+                    Question::Mesh(query) => Some(self.mesh_answer(&cx.epoch, &cell, query).fingerprint),
+                    Question::Proxy(_) => self.proxy_fingerprint(&cx.epoch, &cx.proxy, id),
+                    Question::Plugins(point) => Some(self.hooks_fingerprint(point)),
+                    Question::Derived(call) | Question::DerivedExists(call) => {
+                        let known = known.get(&id).copied();
+                        if known.is_none() {
+                            wanted = Some((id, *call, matches!(cell.question, Question::DerivedExists(_))));
+                        }
+                        known
+                    }
+                }
+            });
+            let Some((id, call, only_existence)) = wanted else { return Ok(found) };
+            let node = self.eval(cx, &self.memos.get(call))?;
+            known.insert(id, if only_existence { exists(node.entries.n_items) } else { node.entries.fingerprint });
+        }
+    }
+
+    /// The answer to a query of the mesh, remembered while it is of the present revision.
+    pub(crate) fn mesh_answer(&self, epoch: &Epoch, cell: &Cell, query: &Query) -> Arc<Answer> {
+        if let Some(answer) = cell.answer.read().as_ref() {
+            // An answer that is read and still of the present revision afterwards was of it all the while.
+            if self.is_current(epoch) {
+                return answer.clone();
+            }
+        }
+        let answer = Arc::new(epoch.snapshot.answer(query));
+        let _shared = self.commit.read();
+        if self.is_current(epoch) {
+            *cell.answer.write() = Some(answer.clone());
+        }
+        answer
+    }
+
+    pub(crate) fn is_current(&self, epoch: &Epoch) -> bool {
+        self.current.load(Ordering::Acquire) == epoch.revision
+    }
+
+    /// The call that a reference means.
+    pub(crate) fn resolve(&self, call: &CallRef) -> Arc<CallMemo> {
+        if call.stage == BY_NUMBER {
+            let id = call.function.parse().expect("references by number are made in here");
+            return self.memos.get(id);
+        }
+        let args: Arc<[String]> = call.args.clone().into();
+        if call.stage == "hooks" {
+            return self.memos.of(Call::Hook { point: call.function.as_str().into(), args, inner: None });
+        }
+        let memo = self.memos.of(Call::Stage {
+            stage: call.stage.as_str().into(),
+            function: call.function.as_str().into(),
+            args: args.clone(),
+        });
+        if call.hook.is_empty() {
+            return memo;
+        }
+        self.memos.of(Call::Hook { point: call.hook.as_str().into(), args, inner: Some(memo.id) })
+    }
+
+    /// Full name of the message that a call's items are.
+    fn message_of(&self, memo: &CallMemo) -> Option<&'static str> {
+        let mut call = memo.call.clone();
+        loop {
+            match call {
+                Call::Stage { stage, function, .. } => {
+                    let decl = self.config.outputs.iter().find(|decl| decl.function == (&*stage, &*function))?;
+                    return Some(decl.message).filter(|message| !message.is_empty());
+                }
+                Call::Plugin { inner: Some(inner), .. } | Call::Hook { inner: Some(inner), .. } => {
+                    call = self.memos.get(inner).call.clone();
+                }
+                Call::Plugin { point, inner: None, .. } => return crate::plugins::inserted_message(&point),
+                Call::Hook { inner: None, .. } | Call::Names { .. } => return None,
+            }
+        }
+    }
+
+    /// A fault in a call, counted and logged.
+    pub(crate) fn fault(&self, memo: &CallMemo, kind: FaultKind) -> Fault {
+        let guest = memo.call.guest().unwrap_or("host").to_owned();
+        self.counters.fault(guest.split('@').next().unwrap_or(&guest), kind.label());
+        let fault = Fault { guest: guest.into(), call: memo.call.to_string().into(), kind };
+        tracing::error!(guest = %fault.guest, call = %fault.call, "{}", fault.kind);
+        fault
+    }
+
+    /// A query as text.
+    pub(crate) fn describe(&self, id: QueryId) -> String {
+        match &self.queries.cell(id).question {
+            Question::Mesh(query) | Question::Proxy(query) => query.to_string(),
+            Question::Derived(call) => format!("derived({})", self.memos.get(*call).call),
+            Question::DerivedExists(call) => format!("derived-exists({})", self.memos.get(*call).call),
+            Question::Plugins(point) => format!("plugins({point})"),
+        }
+    }
+}
+
+/// Stage name under which calls are referred to by their number, in outputs that the host makes itself. No file has this name.
+const BY_NUMBER: &str = "\0call";
+
+/// A reference to a call by its number.
+pub(crate) fn by_number(id: u32) -> CallRef {
+    CallRef { stage: BY_NUMBER.into(), function: id.to_string(), ..CallRef::default() }
+}
+
+/// The fingerprint of whether there is an item.
+pub(crate) fn exists(n_items: usize) -> Fingerprint {
+    if n_items == 0 { Fingerprint::NONE } else { Fingerprint::of(b"") }
+}

@@ -1,0 +1,216 @@
+//! Guests: what runs a call, sandboxed or natively.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use trysail_sdk::{Level, Outcome, Output};
+
+use crate::fault::{Fault, FaultKind};
+
+/// What a guest is to do.
+#[derive(Clone, Debug)]
+pub enum Job {
+    /// A stage's function.
+    Translate {
+        /// The function.
+        function: Arc<str>,
+        /// Its arguments.
+        args: Arc<[String]>,
+    },
+    /// A plugin at a hook point.
+    Apply {
+        /// The hook point.
+        point: Arc<str>,
+        /// Its arguments.
+        args: Arc<[String]>,
+        /// The fragment's items: key and encoded message.
+        items: Arc<[(String, Bytes)]>,
+    },
+}
+
+/// What came of a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// A stage's output.
+    Output(Output),
+    /// A plugin's outcome.
+    Outcome(Outcome),
+}
+
+/// Why a question was not answered; the run ends with it.
+#[derive(Clone, Debug)]
+pub enum Unanswered {
+    /// The asker's own fault: it asked too much.
+    Own(FaultKind),
+    /// A call that was asked for has no output.
+    Below(Fault),
+}
+
+/// Answers a guest's questions while it runs, and records them.
+pub trait Asker: Send {
+    /// Answers a query, named as in WIT.
+    ///
+    /// # Errors
+    /// When the run must end.
+    fn ask(&mut self, kind: &'static str, args: Vec<String>) -> Result<Option<Bytes>, Unanswered>;
+
+    /// Takes a line.
+    fn report(&mut self, level: Level, message: &str);
+
+    /// For whoever handed the asker to a guest and gets it back.
+    fn into_any(self: Box<Self>) -> Box<dyn std::any::Any>;
+}
+
+/// Limits of one call.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Linear memory, bytes.
+    pub memory: usize,
+    /// Wall-clock time, without the time spent in calls asked for.
+    pub deadline: Duration,
+    /// Output, bytes of parts and names.
+    pub output: usize,
+    /// Queries.
+    pub queries: usize,
+    /// Nesting of calls.
+    pub depth: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            memory: 64 << 20,
+            deadline: Duration::from_millis(200),
+            output: 32 << 20,
+            queries: 100_000,
+            depth: 24,
+        }
+    }
+}
+
+/// A component, or native code that stands for one.
+pub trait Guest: Send + Sync {
+    /// Name of the stage or plugin.
+    fn name(&self) -> &str;
+
+    /// Digest of the code: calls of different code share nothing.
+    fn digest(&self) -> &str;
+
+    /// Runs a job. `fresh` asks for an instance that has run nothing before.
+    ///
+    /// # Errors
+    /// A fault of the guest or of a call that it asked for.
+    fn run(&self, job: &Job, asker: Box<dyn Asker>, limits: &Limits, fresh: bool) -> (Result<Done, Unanswered>, Box<dyn Asker>);
+}
+
+/// Size of an output for its limit.
+pub fn output_size(done: &Done) -> usize {
+    let output = match done {
+        Done::Output(output) | Done::Outcome(Outcome::Replaced(output)) => output,
+        Done::Outcome(Outcome::Unchanged) => return 0,
+    };
+    let part = |part: &trysail_sdk::Part| match part {
+        trysail_sdk::Part::Bytes(bytes) => bytes.len(),
+        trysail_sdk::Part::Call(call) => call_size(call),
+        _ => 8,
+    };
+    let entry = |entry: &trysail_sdk::Entry| match entry {
+        trysail_sdk::Entry::Include(call) => call_size(call),
+        trysail_sdk::Entry::Item(item) => item.key.len() + item.message.parts.iter().map(part).sum::<usize>(),
+    };
+    output.entries.iter().map(entry).sum::<usize>() + output.diagnostics.iter().map(|d| d.message.len()).sum::<usize>()
+}
+
+fn call_size(call: &trysail_sdk::CallRef) -> usize {
+    call.stage.len() + call.function.len() + call.args.iter().map(String::len).sum::<usize>()
+}
+
+/// Native code as a guest: tests, `replay --native`, and the measure of what the sandbox costs.
+pub struct Native {
+    name: String,
+    code: NativeCode,
+}
+
+/// The functions of native code.
+#[derive(Clone, Copy)]
+pub enum NativeCode {
+    /// A stage.
+    Stage(trysail_sdk::StageFn),
+    /// A plugin.
+    Hook(trysail_sdk::HookFn),
+}
+
+impl Native {
+    /// Native code under a name.
+    pub fn new(name: &str, code: NativeCode) -> Self {
+        Native { name: name.to_owned(), code }
+    }
+}
+
+/// The SDK's view of an asker. Native code cannot be stopped in the middle, so after a question that must not be answered it
+/// gets "none" until it returns.
+struct NativeHost {
+    asker: std::cell::RefCell<Box<dyn Asker>>,
+    unanswered: std::cell::RefCell<Option<Unanswered>>,
+}
+
+impl trysail_sdk::Host for NativeHost {
+    fn ask(&self, query: &'static str, args: &[&str]) -> Option<Vec<u8>> {
+        if self.unanswered.borrow().is_some() {
+            return None;
+        }
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        match self.asker.borrow_mut().ask(query, args) {
+            Ok(answer) => answer.map(Vec::from),
+            Err(why) => {
+                *self.unanswered.borrow_mut() = Some(why);
+                None
+            }
+        }
+    }
+
+    fn report(&self, level: Level, message: &str) {
+        self.asker.borrow_mut().report(level, message);
+    }
+}
+
+impl Guest for Native {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn digest(&self) -> &str {
+        "native"
+    }
+
+    fn run(&self, job: &Job, asker: Box<dyn Asker>, limits: &Limits, _fresh: bool) -> (Result<Done, Unanswered>, Box<dyn Asker>) {
+        let host = NativeHost { asker: std::cell::RefCell::new(asker), unanswered: std::cell::RefCell::new(None) };
+        let run = || {
+            let ctx = trysail_sdk::Ctx::new(&host);
+            match (self.code, job) {
+                (NativeCode::Stage(translate), Job::Translate { function, args }) => translate(&ctx, function, args).map(Done::Output),
+                (NativeCode::Hook(apply), Job::Apply { point, args, items }) => {
+                    let items: Vec<_> = items.iter().map(|(key, bytes)| (key.clone(), bytes.to_vec())).collect();
+                    apply(&ctx, point, args, &items).map(Done::Outcome)
+                }
+                _ => Err(trysail_sdk::Failure::UnknownFunction("a stage is no plugin, nor the reverse".into())),
+            }
+        };
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+        let result = match (host.unanswered.into_inner(), caught) {
+            (Some(why), _) => Err(why),
+            (None, Ok(Ok(done))) => match output_size(&done) {
+                size if size > limits.output => Err(Unanswered::Own(FaultKind::OutputSize(size, limits.output))),
+                _ => Ok(done),
+            },
+            (None, Ok(Err(failure))) => Err(Unanswered::Own(FaultKind::Failed(failure.to_string()))),
+            (None, Err(panic)) => {
+                let text = panic.downcast_ref::<String>().cloned();
+                let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+                Err(Unanswered::Own(FaultKind::Trap(text.unwrap_or_else(|| "panic".into()))))
+            }
+        };
+        (result, host.asker.into_inner())
+    }
+}

@@ -1,0 +1,407 @@
+//! Leaves (what a call returned) and nodes (a leaf with the output of the calls it refers to put in place).
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use rustc_hash::FxHashSet;
+use trysail_model::rope::RopeBuilder;
+use trysail_model::{Fingerprint, Resource, ResourceName, Rope, View};
+use trysail_sdk::{Diagnostic, Entry, Output, Part, Severity};
+
+use crate::memo::CallMemo;
+use crate::trace::Read;
+
+/// What a run of a call returned, with the trace that led to it. Shared by all proxies whose answers agree.
+pub struct Leaf {
+    /// What the call read, in order.
+    pub reads: Arc<[Read]>,
+    /// The calls that the output refers to, in order.
+    pub calls: Vec<Arc<CallMemo>>,
+    /// What the stage has to say, with what the gate found.
+    pub diagnostics: Vec<Diagnostic>,
+    entries: Vec<LeafEntry>,
+    /// The entries of a leaf without calls; every node of it has the same.
+    finished: OnceLock<Entries>,
+}
+
+enum LeafEntry {
+    Item(LeafItem),
+    Include(usize),
+}
+
+struct LeafItem {
+    name: ResourceName,
+    parts: Vec<LeafPart>,
+    claims: Arc<[String]>,
+    refs: Arc<[String]>,
+}
+
+enum LeafPart {
+    Bytes(Bytes),
+    Open(u32),
+    Close,
+    Call(usize, u32),
+}
+
+/// A message, finished.
+#[derive(Clone, Debug)]
+pub struct Item {
+    /// Name (or key), bytes and their fingerprint.
+    pub resource: Arc<Resource>,
+    /// What it claims among its siblings.
+    pub claims: Arc<[String]>,
+    /// What Envoy waits for once it has it.
+    pub refs: Arc<[String]>,
+}
+
+/// One entry of a node.
+#[derive(Clone)]
+pub enum NodeEntry {
+    /// An item.
+    Item(Item),
+    /// All items of another node, whose list is shared.
+    Include(Entries),
+}
+
+/// The entries of a node, shared.
+pub type Entries = Arc<EntryList>;
+
+/// Items in order, some in shared sub-lists.
+#[derive(Default)]
+pub struct EntryList {
+    /// The entries.
+    pub entries: Vec<NodeEntry>,
+    /// Fingerprint over names, versions, claims and order.
+    pub fingerprint: Fingerprint,
+    /// Number of items, sub-lists included.
+    pub n_items: usize,
+    /// Some item has claims, which siblings elsewhere may conflict with.
+    has_claims: bool,
+    view: OnceLock<Arc<View>>,
+}
+
+static NEXT_VIEW: AtomicU64 = AtomicU64::new(1);
+
+impl EntryList {
+    fn new(entries: Vec<NodeEntry>) -> Entries {
+        let mut hasher = blake3::Hasher::new();
+        let (mut n_items, mut has_claims) = (0, false);
+        for entry in &entries {
+            match entry {
+                NodeEntry::Item(item) => {
+                    hasher.update(&(item.resource.name.as_str().len() as u64).to_le_bytes());
+                    hasher.update(item.resource.name.as_str().as_bytes());
+                    hasher.update(&item.resource.version.to_bytes());
+                    for claim in item.claims.iter() {
+                        hasher.update(&(claim.len() as u64).to_le_bytes());
+                        hasher.update(claim.as_bytes());
+                    }
+                    n_items += 1;
+                    has_claims |= !item.claims.is_empty();
+                }
+                NodeEntry::Include(list) => {
+                    hasher.update(b"include");
+                    hasher.update(&list.fingerprint.to_bytes());
+                    n_items += list.n_items;
+                    has_claims |= list.has_claims;
+                }
+            }
+        }
+        // "No item" is the absence of an answer, wherever it comes from.
+        let fingerprint = if n_items == 0 { Fingerprint::NONE } else { Fingerprint::from_hash(&hasher.finalize()) };
+        Arc::new(EntryList { entries, fingerprint, n_items, has_claims, view: OnceLock::new() })
+    }
+
+    /// Calls `visit` with each item in order.
+    pub fn for_each<'a>(&'a self, visit: &mut impl FnMut(&'a Item)) {
+        for entry in &self.entries {
+            match entry {
+                NodeEntry::Item(item) => visit(item),
+                NodeEntry::Include(list) => list.for_each(visit),
+            }
+        }
+    }
+
+    /// The bytes of all items, one after the other: the answer to a derived query. `None` without items.
+    pub fn concatenated(&self) -> Option<Bytes> {
+        let mut pieces = Vec::new();
+        self.for_each(&mut |item| pieces.push(item.resource.body.to_bytes()));
+        match pieces.len() {
+            0 => None,
+            1 => pieces.pop(),
+            _ => Some(pieces.concat().into()),
+        }
+    }
+
+    /// The items as resources sorted by name; of two with one name the first stays.
+    pub fn view(&self) -> Arc<View> {
+        let build = || {
+            let mut resources = Vec::with_capacity(self.n_items);
+            self.for_each(&mut |item| resources.push(item.resource.clone()));
+            resources.sort_by(|a: &Arc<Resource>, b| a.name.cmp(&b.name));
+            resources.dedup_by(|later, first| later.name == first.name);
+            let id = NEXT_VIEW.fetch_add(1, Ordering::Relaxed);
+            let mut hasher = blake3::Hasher::new();
+            for resource in &resources {
+                hasher.update(&(resource.name.as_str().len() as u64).to_le_bytes());
+                hasher.update(resource.name.as_str().as_bytes());
+                hasher.update(&resource.version.to_bytes());
+            }
+            Arc::new(View { id, resources, fingerprint: Fingerprint::from_hash(&hasher.finalize()) })
+        };
+        self.view.get_or_init(build).clone()
+    }
+
+    /// The item of a name.
+    pub fn find(&self, name: &str) -> Option<&Item> {
+        let mut found = None;
+        self.for_each(&mut |item| {
+            if found.is_none() && item.resource.name.as_str() == name {
+                found = Some(item);
+            }
+        });
+        found
+    }
+}
+
+/// A call's output for all proxies whose answers, its own and those of the calls below, agree.
+pub struct Node {
+    /// The call.
+    pub memo: Arc<CallMemo>,
+    /// What the call itself returned.
+    pub leaf: Arc<Leaf>,
+    /// The nodes of `leaf.calls`, in their order.
+    pub children: Vec<Arc<Node>>,
+    /// The finished items.
+    pub entries: Entries,
+    /// Items left out because a sibling of another call claims the same.
+    pub conflicts: Vec<Diagnostic>,
+    /// What was read of the proxy, here and below, each query once, in the order of execution.
+    pub proxy_reads: Arc<[Read]>,
+    /// The newest revision at which the node was known to hold.
+    pub verified_at: AtomicU64,
+    /// Made with something left out or held after a fault; never found by another lookup.
+    pub degraded: bool,
+}
+
+impl Node {
+    /// The node of a call in this one or below: what a subscriber was last served of it.
+    pub fn find(self: &Arc<Node>, memo: &Arc<CallMemo>) -> Option<Arc<Node>> {
+        if Arc::ptr_eq(&self.memo, memo) {
+            return Some(self.clone());
+        }
+        self.children.iter().find_map(|child| child.find(memo))
+    }
+
+    /// Calls `visit` with this node and all below, each once per place.
+    pub fn for_each(self: &Arc<Node>, visit: &mut impl FnMut(&Arc<Node>)) {
+        visit(self);
+        self.children.iter().for_each(|child| child.for_each(visit));
+    }
+}
+
+/// Why an output cannot be used.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadOutput {
+    /// `close` without `open`, or the reverse.
+    #[error("item {0:?} has unbalanced open and close parts")]
+    Unbalanced(String),
+    /// A field number that protobuf does not have.
+    #[error("item {0:?} names field number {1}, which is out of range")]
+    Field(String, u32),
+}
+
+/// Judges the messages of a leaf: the reasons why Envoy would refuse this one.
+pub type Judge<'a> = dyn Fn(&[u8], bool) -> Vec<String> + 'a;
+
+impl Leaf {
+    /// Takes an output in. `intern` turns references into calls. `judge` is given each item's own bytes and whether
+    /// they are the whole message; what it objects to is reported, and left out when `drop_invalid`.
+    ///
+    /// # Errors
+    /// When the parts do not form messages.
+    pub fn new(
+        output: Output,
+        reads: Arc<[Read]>,
+        mut intern: impl FnMut(&trysail_sdk::CallRef) -> Arc<CallMemo>,
+        judge: &Judge<'_>,
+        drop_invalid: bool,
+    ) -> Result<Leaf, BadOutput> {
+        let mut calls = Vec::new();
+        let mut entries = Vec::with_capacity(output.entries.len());
+        let mut diagnostics = output.diagnostics;
+        let mut claimed: BTreeMap<String, String> = BTreeMap::new();
+        for entry in output.entries {
+            let item = match entry {
+                Entry::Include(call) => {
+                    calls.push(intern(&call));
+                    entries.push(LeafEntry::Include(calls.len() - 1));
+                    continue;
+                }
+                Entry::Item(item) => item,
+            };
+            if let Some((claim, other)) = item.claims.iter().find_map(|claim| Some((claim, claimed.get(claim)?))) {
+                diagnostics.push(conflict(&item.key, claim, other));
+                continue;
+            }
+            let parts = item.message.parts;
+            check(&item.key, &parts)?;
+            let own = own_bytes(&parts);
+            let whole = !parts.iter().any(|part| matches!(part, Part::Call(_)));
+            let objections = judge(&own, whole);
+            let refused = !objections.is_empty();
+            diagnostics.extend(objections.into_iter().map(|why| Diagnostic {
+                severity: Severity::Error,
+                object: item.key.clone(),
+                field: String::new(),
+                message: format!("envoy would refuse it: {why}"),
+            }));
+            if refused && drop_invalid {
+                continue;
+            }
+            claimed.extend(item.claims.iter().map(|claim| (claim.clone(), item.key.clone())));
+            let parts = if whole {
+                vec![LeafPart::Bytes(own.into())]
+            } else {
+                let part = |part: Part| match part {
+                    Part::Bytes(bytes) => LeafPart::Bytes(bytes.into()),
+                    Part::Open(number) => LeafPart::Open(number),
+                    Part::Close => LeafPart::Close,
+                    Part::Call(call) => {
+                        calls.push(intern(&call));
+                        LeafPart::Call(calls.len() - 1, call.field)
+                    }
+                };
+                parts.into_iter().map(part).collect()
+            };
+            entries.push(LeafEntry::Item(LeafItem {
+                name: item.key.into(),
+                parts,
+                claims: item.claims.into(),
+                refs: item.refs.into(),
+            }));
+        }
+        Ok(Leaf { reads, calls, diagnostics, entries, finished: OnceLock::new() })
+    }
+
+    /// Is call `i` an inclusion (and not a hole in an item)?
+    pub fn includes(&self, i: usize) -> bool {
+        self.entries.iter().any(|entry| matches!(entry, LeafEntry::Include(at) if *at == i))
+    }
+
+    /// Puts the children's items in place. `old` is an earlier node of the same leaf, whose items are taken over where
+    /// nothing below them changed. Conflicting claims of items from different calls leave the later one out.
+    pub fn assemble(&self, children: &[Arc<Node>], diagnostics: &mut Vec<Diagnostic>) -> Entries {
+        if self.calls.is_empty() {
+            return self.finished.get_or_init(|| EntryList::new(self.items(children).collect())).clone();
+        }
+        if let [LeafEntry::Include(at)] = &self.entries[..] {
+            return children[*at].entries.clone();
+        }
+        let list = EntryList::new(self.items(children).collect());
+        if list.has_claims && children.iter().any(|child| child.entries.has_claims) { without_conflicts(&list, diagnostics) } else { list }
+    }
+
+    fn items<'a>(&'a self, children: &'a [Arc<Node>]) -> impl Iterator<Item = NodeEntry> + 'a {
+        self.entries.iter().map(move |entry| match entry {
+            LeafEntry::Include(at) => NodeEntry::Include(children[*at].entries.clone()),
+            LeafEntry::Item(item) => {
+                let body = item.assemble(children);
+                let version = body.fingerprint();
+                let resource = Arc::new(Resource { name: item.name.clone(), body, version });
+                NodeEntry::Item(Item { resource, claims: item.claims.clone(), refs: item.refs.clone() })
+            }
+        })
+    }
+}
+
+impl LeafItem {
+    fn assemble(&self, children: &[Arc<Node>]) -> Rope {
+        let mut builder = RopeBuilder::new();
+        for part in &self.parts {
+            match part {
+                LeafPart::Bytes(bytes) => builder.bytes(bytes.clone()),
+                LeafPart::Open(number) => builder.open(*number),
+                LeafPart::Close => assert!(builder.close(), "parts were checked to be balanced"),
+                LeafPart::Call(at, 0) => children[*at].entries.for_each(&mut |item| builder.rope(&item.resource.body)),
+                LeafPart::Call(at, number) => {
+                    children[*at].entries.for_each(&mut |item| builder.field(*number, &item.resource.body));
+                }
+            }
+        }
+        builder.finish().expect("parts were checked to be balanced")
+    }
+}
+
+/// Checks that the parts form a message.
+fn check(key: &str, parts: &[Part]) -> Result<(), BadOutput> {
+    let field = |number: u32| if number < 1 << 29 { Ok(()) } else { Err(BadOutput::Field(key.to_owned(), number)) };
+    let mut depth = 0usize;
+    for part in parts {
+        match part {
+            Part::Bytes(_) => {}
+            Part::Call(call) => field(call.field)?,
+            Part::Open(0) => return Err(BadOutput::Field(key.to_owned(), 0)),
+            Part::Open(number) => {
+                field(*number)?;
+                depth += 1;
+            }
+            Part::Close => depth = depth.checked_sub(1).ok_or_else(|| BadOutput::Unbalanced(key.to_owned()))?,
+        }
+    }
+    if depth == 0 { Ok(()) } else { Err(BadOutput::Unbalanced(key.to_owned())) }
+}
+
+/// The message as the parts alone make it, holes left empty.
+fn own_bytes(parts: &[Part]) -> Vec<u8> {
+    if let [Part::Bytes(only)] = parts {
+        return only.clone();
+    }
+    let mut builder = RopeBuilder::new();
+    for part in parts {
+        match part {
+            Part::Bytes(bytes) => builder.bytes(Bytes::copy_from_slice(bytes)),
+            Part::Open(number) => builder.open(*number),
+            Part::Close => assert!(builder.close(), "parts were checked to be balanced"),
+            Part::Call(_) => {}
+        }
+    }
+    builder.finish().expect("parts were checked to be balanced").to_bytes().into()
+}
+
+fn conflict(key: &str, claim: &str, other: &str) -> Diagnostic {
+    Diagnostic {
+        severity: Severity::Error,
+        object: key.to_owned(),
+        field: String::new(),
+        message: format!("left out: {claim} is taken by {other}"),
+    }
+}
+
+/// The list without the later of two items that claim the same.
+fn without_conflicts(list: &Entries, diagnostics: &mut Vec<Diagnostic>) -> Entries {
+    let mut claimed: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut refused = FxHashSet::default();
+    list.for_each(&mut |item| {
+        let taken = item.claims.iter().find_map(|claim| Some((claim, claimed.get(claim.as_str())?)));
+        match taken {
+            Some((claim, other)) => {
+                diagnostics.push(conflict(item.resource.name.as_str(), claim, other));
+                refused.insert(Arc::as_ptr(&item.resource));
+            }
+            None => claimed.extend(item.claims.iter().map(|claim| (claim.as_str(), item.resource.name.as_str()))),
+        }
+    });
+    if refused.is_empty() {
+        return list.clone();
+    }
+    let mut entries = Vec::with_capacity(list.n_items);
+    list.for_each(&mut |item| {
+        if !refused.contains(&Arc::as_ptr(&item.resource)) {
+            entries.push(NodeEntry::Item(item.clone()));
+        }
+    });
+    EntryList::new(entries)
+}

@@ -1,0 +1,159 @@
+//! Queries by number, and their answers at the present revision.
+
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use rustc_hash::{FxHashMap, FxHashSet};
+use trysail_model::{Affected, Answer, Proxy, Query, Snapshot};
+
+use crate::calls::CallId;
+
+/// An interned query.
+pub type QueryId = u32;
+
+/// What a query asks.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Question {
+    /// The snapshot.
+    Mesh(Query),
+    /// The proxy.
+    Proxy(Query),
+    /// Another call's output.
+    Derived(CallId),
+    /// Whether another call has any item: a projection of its output, so that a change of its bytes moves nothing.
+    DerivedExists(CallId),
+    /// The plugins at a hook point, in order.
+    Plugins(Arc<str>),
+}
+
+/// A query kind that stages can ask for; the tables come from the crate that answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueryDecl {
+    /// Name, as in WIT.
+    pub kind: &'static str,
+    /// It is about the proxy, not the mesh.
+    pub about_proxy: bool,
+    /// The answer is a truth value.
+    pub predicate: bool,
+    /// Takes one list of texts instead of `arity` texts.
+    pub takes_list: bool,
+    /// Number of texts that it takes.
+    pub arity: usize,
+}
+
+/// All queries that any trace has, with the reverse index from answers to calls.
+#[derive(Default)]
+pub struct Queries {
+    ids: RwLock<FxHashMap<Question, QueryId>>,
+    cells: RwLock<Vec<Arc<Cell>>>,
+    /// Mesh queries by kind, for changes that name a whole kind.
+    by_kind: RwLock<FxHashMap<&'static str, Vec<QueryId>>>,
+}
+
+/// One query: what it asks, its answer now, and who asked.
+pub struct Cell {
+    /// The question.
+    pub question: Question,
+    /// For mesh queries: the answer at the present revision, once it was asked.
+    pub answer: RwLock<Option<Arc<Answer>>>,
+    /// Calls that have the query in a trace.
+    pub readers: RwLock<FxHashSet<CallId>>,
+}
+
+impl Queries {
+    /// The number of a question, new or known.
+    pub fn intern(&self, question: &Question) -> QueryId {
+        if let Some(id) = self.ids.read().get(question) {
+            return *id;
+        }
+        let mut ids = self.ids.write();
+        if let Some(id) = ids.get(question) {
+            return *id;
+        }
+        let mut cells = self.cells.write();
+        let id = QueryId::try_from(cells.len()).expect("fewer than 2^32 queries fit into memory");
+        cells.push(Arc::new(Cell {
+            question: question.clone(),
+            answer: RwLock::default(),
+            readers: RwLock::default(),
+        }));
+        if let Question::Mesh(query) = question {
+            self.by_kind.write().entry(query.kind).or_default().push(id);
+        }
+        ids.insert(question.clone(), id);
+        id
+    }
+
+    /// The cell of a query.
+    pub fn cell(&self, id: QueryId) -> Arc<Cell> {
+        self.cells.read()[id as usize].clone()
+    }
+
+    /// Number of queries.
+    pub fn len(&self) -> usize {
+        self.cells.read().len()
+    }
+
+    /// True when nothing was ever asked.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All mesh queries that were asked, for the audit of the reverse index.
+    pub fn mesh_queries(&self) -> Vec<Query> {
+        let cells = self.cells.read();
+        cells.iter().filter_map(|cell| if let Question::Mesh(q) = &cell.question { Some(q.clone()) } else { None }).collect()
+    }
+
+    /// The known mesh queries that a change can have moved.
+    pub fn affected(&self, changes: &[Affected]) -> Vec<QueryId> {
+        let ids = self.ids.read();
+        let by_kind = self.by_kind.read();
+        let cells = self.cells.read();
+        let mut found: Vec<QueryId> = Vec::new();
+        for change in changes {
+            match change {
+                Affected::Query(query) => found.extend(ids.get(&Question::Mesh(query.clone()))),
+                Affected::Kind(kind) => found.extend(by_kind.get(kind).into_iter().flatten()),
+                Affected::Matching(kind, accepts) => {
+                    found.extend(by_kind.get(kind).into_iter().flatten().filter(|id| match &cells[**id as usize].question {
+                        Question::Mesh(query) => accepts(query),
+                        _ => false,
+                    }));
+                }
+            }
+        }
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+}
+
+/// A proxy with the answers about it, which are pure in the proxy and so hold as long as it does.
+pub struct ProxyState {
+    /// The proxy.
+    pub proxy: Proxy,
+    answers: RwLock<FxHashMap<QueryId, Arc<Answer>>>,
+}
+
+impl ProxyState {
+    /// A proxy of which nothing was asked yet.
+    pub fn new(proxy: Proxy) -> Self {
+        ProxyState { proxy, answers: RwLock::default() }
+    }
+
+    /// The answer to a query about the proxy.
+    pub fn answer(&self, snapshot: &dyn Snapshot, id: QueryId, query: &Query) -> Arc<Answer> {
+        if let Some(known) = self.answers.read().get(&id) {
+            return known.clone();
+        }
+        let answer = Arc::new(snapshot.answer_about(&self.proxy, query));
+        self.answers.write().insert(id, answer.clone());
+        answer
+    }
+
+    /// The answer, if it was asked before.
+    pub fn known(&self, id: QueryId) -> Option<Arc<Answer>> {
+        self.answers.read().get(&id).cloned()
+    }
+}

@@ -1,0 +1,324 @@
+//! Running guests: recording what they ask, limits, the purity audit, and the one longer retry of a slow call.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use trysail_model::{Fingerprint, Query};
+use trysail_sdk::{CallRef, Entry, Level, Outcome, Output};
+
+use crate::calls::Call;
+use crate::engine::Engine;
+use crate::eval::Cx;
+use crate::fault::{Fault, FaultKind};
+use crate::guest::{Asker, Done, Guest, Job, Limits, Unanswered};
+use crate::memo::CallMemo;
+use crate::metrics::add;
+use crate::queries::{QueryId, Question};
+use crate::trace::Read;
+
+/// Why a run led to no output.
+pub(crate) enum Stopped {
+    /// The guest's own fault.
+    Own(FaultKind),
+    /// A fault in a call that it asked for.
+    Below(Fault),
+}
+
+/// The end of a run.
+pub(crate) struct Ran {
+    pub result: Result<Output, Stopped>,
+    pub reads: Vec<Read>,
+    /// Questions and answers as the guest saw them.
+    pub log: Vec<Asked>,
+}
+
+/// A question and its answer as a guest saw them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Name of the query.
+    pub kind: String,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// The answer.
+    pub answer: Option<Bytes>,
+}
+
+/// Runs one call of a guest.
+pub(crate) struct Runner<'a> {
+    pub engine: &'a Arc<Engine>,
+    pub memo: &'a Arc<CallMemo>,
+    pub limits: Limits,
+}
+
+impl Runner<'_> {
+    /// Runs the call, and, for a share of calls, once more on a fresh instance to see that it is pure.
+    pub fn run(&self, cx: &mut Cx) -> Ran {
+        let Some(guest) = self.guest() else {
+            return Ran { result: Err(Stopped::Own(FaultKind::Missing)), reads: Vec::new(), log: Vec::new() };
+        };
+        let (job, first) = match self.job(cx) {
+            Ok(job) => job,
+            Err(fault) => return Ran { result: Err(Stopped::Below(fault)), reads: Vec::new(), log: Vec::new() },
+        };
+        add(&self.engine.counters.runs);
+        let recorder = Recorder {
+            engine: self.engine.clone(),
+            cx: cx.clone(),
+            reads: first,
+            log: Vec::new(),
+            limit: self.limits.queries,
+            guest: guest.name().to_owned(),
+            last_line: None,
+        };
+        let (result, asker) = guest.run(&job, Box::new(recorder), &self.limits, false);
+        // What a guest was handed comes back; anything else would be a bug in the runner, not in the guest.
+        let any: Box<dyn std::any::Any> = asker.into_any();
+        let recorder = any.downcast::<Recorder>().expect("a guest returns the asker that it was given");
+        let Recorder { reads, log, last_line, .. } = *recorder;
+        let result = match result {
+            Ok(done) => self.audit(&*guest, &job, &done, &log).map(|()| self.output(done)),
+            Err(Unanswered::Own(FaultKind::Trap(trap))) => {
+                Err(FaultKind::Trap(last_line.map_or(trap.clone(), |panic| format!("{panic} ({trap})"))))
+            }
+            Err(Unanswered::Own(kind)) => Err(kind),
+            Err(Unanswered::Below(fault)) => return Ran { result: Err(Stopped::Below(fault)), reads, log },
+        };
+        Ran { result: result.map_err(Stopped::Own), reads, log }
+    }
+
+    fn guest(&self) -> Option<Arc<dyn Guest>> {
+        match &self.memo.call {
+            Call::Stage { stage, .. } => self.engine.guests.read().get(stage).cloned(),
+            Call::Plugin { plugin, point, .. } => {
+                let table = self.engine.hooks.load();
+                table.get(point)?.iter().find(|hooked| hooked.id == *plugin).map(|hooked| hooked.guest.clone())
+            }
+            Call::Hook { .. } | Call::Names { .. } => None,
+        }
+    }
+
+    /// The job, and for a plugin its first read: the fragment before it.
+    fn job(&self, cx: &mut Cx) -> Result<(Job, Vec<Read>), Fault> {
+        match &self.memo.call {
+            Call::Plugin { point, args, inner, .. } => {
+                let mut items = Vec::new();
+                let mut first = Vec::new();
+                if let Some(inner) = inner {
+                    let memo = self.engine.memos.get(*inner);
+                    let node = self.engine.eval(cx, &memo)?;
+                    first.push((self.engine.queries.intern(&Question::Derived(*inner)), node.entries.fingerprint));
+                    node.entries.for_each(&mut |item| {
+                        items.push((item.resource.name.as_str().to_owned(), item.resource.body.to_bytes()));
+                    });
+                }
+                Ok((Job::Apply { point: point.clone(), args: args.clone(), items: items.into() }, first))
+            }
+            Call::Stage { function, args, .. } => {
+                Ok((Job::Translate { function: function.clone(), args: args.clone() }, Vec::new()))
+            }
+            Call::Hook { .. } | Call::Names { .. } => unreachable!("the host makes these itself"),
+        }
+    }
+
+    /// A guest's end as an output: what a plugin left unchanged is the fragment before it.
+    fn output(&self, done: Done) -> Output {
+        match done {
+            Done::Output(output) | Done::Outcome(Outcome::Replaced(output)) => output,
+            Done::Outcome(Outcome::Unchanged) => {
+                let mut output = Output::empty();
+                if let Call::Plugin { inner: Some(inner), .. } = &self.memo.call {
+                    output.entries.push(Entry::Include(crate::eval::by_number(*inner)));
+                }
+                output
+            }
+        }
+    }
+
+    /// Runs the job again on a fresh instance with the recorded answers: the same must come out.
+    fn audit(&self, guest: &dyn Guest, job: &Job, done: &Done, log: &[Asked]) -> Result<(), FaultKind> {
+        let share = self.engine.config.audit_share;
+        // Every n-th run: a share that is the same everywhere, without randomness.
+        let n = self.engine.sampler.fetch_add(1, Ordering::Relaxed);
+        if share <= 0.0 || !((n as f64 * share).fract() < share) {
+            return Ok(());
+        }
+        add(&self.engine.counters.audited);
+        let player = Player { log: log.to_vec(), at: 0, surprise: None };
+        let (again, asker) = guest.run(job, Box::new(player), &self.limits.longer(), true);
+        let player = asker.into_any().downcast::<Player>().expect("a guest returns the asker that it was given");
+        if let Some(surprise) = player.surprise {
+            return Err(FaultKind::Impure(surprise));
+        }
+        match again {
+            Ok(again) if again == *done && player.at == player.log.len() => Ok(()),
+            Ok(again) if again == *done => Err(FaultKind::Impure("a second run asked less".into())),
+            Ok(_) => Err(FaultKind::Impure("a second run with the same answers returned something else".into())),
+            Err(Unanswered::Own(kind)) => Err(FaultKind::Impure(format!("a second run with the same answers {kind}"))),
+            Err(Unanswered::Below(fault)) => Err(FaultKind::Impure(fault.to_string())),
+        }
+    }
+}
+
+impl Limits {
+    /// Ten times the time: for the one retry, and for runs whose duration says nothing.
+    pub fn longer(&self) -> Limits {
+        Limits { deadline: self.deadline * 10, ..*self }
+    }
+}
+
+/// Answers from the snapshot, the proxy and other calls, and records.
+struct Recorder {
+    engine: Arc<Engine>,
+    cx: Cx,
+    reads: Vec<Read>,
+    log: Vec<Asked>,
+    limit: usize,
+    guest: String,
+    /// The last line reported as an error: a panic's message comes right before its trap.
+    last_line: Option<String>,
+}
+
+impl Recorder {
+    /// The question that a query kind and its arguments are, and its number.
+    fn question(&self, kind: &'static str, args: &[String]) -> (QueryId, Question) {
+        let question = match kind {
+            "derived" | "derived-exists" => {
+                let call = CallRef::new(
+                    args.first().map_or("", String::as_str),
+                    args.get(1).map_or("", String::as_str),
+                    args.iter().skip(2).cloned(),
+                );
+                let memo = self.engine.resolve(&call);
+                if kind == "derived" { Question::Derived(memo.id) } else { Question::DerivedExists(memo.id) }
+            }
+            _ => {
+                let query = Query { kind, args: args.to_vec() };
+                match self.engine.decl(kind) {
+                    Some(decl) if decl.about_proxy => Question::Proxy(query),
+                    _ => Question::Mesh(query),
+                }
+            }
+        };
+        (self.engine.queries.intern(&question), question)
+    }
+}
+
+impl Asker for Recorder {
+    fn ask(&mut self, kind: &'static str, args: Vec<String>) -> Result<Option<Bytes>, Unanswered> {
+        if self.reads.len() >= self.limit {
+            return Err(Unanswered::Own(FaultKind::Queries(self.limit)));
+        }
+        let (id, question) = self.question(kind, &args);
+        let (fingerprint, answer) = match &question {
+            Question::Mesh(query) => {
+                let answer = self.engine.mesh_answer(&self.cx.epoch, &self.engine.queries.cell(id), query);
+                (answer.fingerprint, answer.value.clone())
+            }
+            Question::Proxy(query) => {
+                let answer = self.cx.proxy.answer(&*self.cx.epoch.snapshot, id, query);
+                (answer.fingerprint, answer.value.clone())
+            }
+            Question::Derived(call) => {
+                let node = self.engine.eval(&mut self.cx, &self.engine.memos.get(*call)).map_err(Unanswered::Below)?;
+                (node.entries.fingerprint, node.entries.concatenated())
+            }
+            Question::DerivedExists(call) => {
+                let node = self.engine.eval(&mut self.cx, &self.engine.memos.get(*call)).map_err(Unanswered::Below)?;
+                let n_items = node.entries.n_items;
+                (crate::eval::exists(n_items), (n_items > 0).then(Bytes::new))
+            }
+            Question::Plugins(_) => unreachable!("guests have no such query"),
+        };
+        self.reads.push((id, fingerprint));
+        self.log.push(Asked { kind: kind.to_owned(), args, answer: answer.clone() });
+        Ok(answer)
+    }
+
+    fn report(&mut self, level: Level, message: &str) {
+        let line: String = message.chars().take(1000).collect();
+        match level {
+            Level::Debug => tracing::debug!(stage = self.guest, "{line}"),
+            Level::Info => tracing::info!(stage = self.guest, "{line}"),
+            Level::Warn => tracing::warn!(stage = self.guest, "{line}"),
+            Level::Error => {
+                tracing::error!(stage = self.guest, "{line}");
+                self.last_line = Some(line);
+            }
+        }
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn std::any::Any> {
+        self
+    }
+}
+
+/// Answers from a record.
+pub(crate) struct Player {
+    pub log: Vec<Asked>,
+    pub at: usize,
+    /// The first question that is not the recorded one.
+    pub surprise: Option<String>,
+}
+
+impl Asker for Player {
+    fn ask(&mut self, kind: &'static str, args: Vec<String>) -> Result<Option<Bytes>, Unanswered> {
+        match self.log.get(self.at) {
+            Some(asked) if asked.kind == kind && asked.args == args => {
+                self.at += 1;
+                Ok(asked.answer.clone())
+            }
+            other => {
+                let expected = other.map_or("nothing more".to_owned(), |a| format!("{}({})", a.kind, a.args.join(", ")));
+                let why = format!("a second run asked {kind}({}) where the first asked {expected}", args.join(", "));
+                self.surprise.get_or_insert(why.clone());
+                Err(Unanswered::Own(FaultKind::Impure(why)))
+            }
+        }
+    }
+
+    fn report(&mut self, _level: Level, _message: &str) {}
+
+    fn into_any(self: Box<Self>) -> Box<dyn std::any::Any> {
+        self
+    }
+}
+
+/// Runs a slow call once more with ten times the time, on a thread of its own so that nobody waits for it.
+pub(crate) fn retry(engine: &Arc<Engine>, cx: &Cx, memo: &Arc<CallMemo>, reads: &[Read]) {
+    let parts = reads.iter().flat_map(|(id, fingerprint)| [u128::from(*id).to_le_bytes(), fingerprint.to_bytes()]);
+    let parts: Vec<[u8; 16]> = parts.collect();
+    let key = (memo.id, Fingerprint::of_parts(parts.iter().map(<[u8; 16]>::as_slice)));
+    if !engine.retrying.lock().insert(key) {
+        return;
+    }
+    let (engine, memo, mut cx) = (engine.clone(), memo.clone(), cx.clone());
+    cx.stack.clear();
+    let run = move || {
+        let runner = Runner { engine: &engine, memo: &memo, limits: engine.config.limits.longer() };
+        let ran = runner.run(&mut cx);
+        match ran.result {
+            Ok(output) => {
+                tracing::warn!(call = %memo.call, "a slow call finished at its second try");
+                memo.faults.write().retain(|fault| !matches!(fault.kind, FaultKind::Slow(_)));
+                // A failure to take it in is a fault that `remember` has counted and logged.
+                let _ = engine.remember(&cx, &memo, output, ran.reads);
+            }
+            Err(Stopped::Own(kind)) => {
+                let kind = match kind {
+                    FaultKind::Slow(limit) => FaultKind::Deadline(limit),
+                    other => other,
+                };
+                let fault = engine.fault(&memo, kind);
+                memo.faults.write().replace(&ran.reads, fault);
+            }
+            Err(Stopped::Below(_)) => {}
+        }
+        engine.touch(&memo);
+        engine.retrying.lock().remove(&key);
+    };
+    let spawned = std::thread::Builder::new().name("slow-call".into()).stack_size(crate::STACK).spawn(run);
+    if let Err(error) = spawned {
+        tracing::error!(%error, "no thread for the retry of a slow call");
+    }
+}

@@ -1,0 +1,189 @@
+//! The engine as the streams see it: views of resources for connected proxies.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use trysail_model::view::Provenance;
+use trysail_model::{Proxy, Translator, TypeUrl, View, Watched};
+
+use crate::calls::Call;
+use crate::engine::{Engine, Epoch, ProxyEntry};
+use crate::eval::Cx;
+use crate::fault::Fault;
+use crate::memo::CallMemo;
+use crate::node::Node;
+use crate::queries::{ProxyState, Question};
+
+/// A proxy's resources of one type, as the engine made them.
+pub struct Served {
+    /// The revision they are of.
+    pub revision: u64,
+    /// The root node; absent when a fault left nothing.
+    pub node: Option<Arc<Node>>,
+    /// Faults met; what they left is held or withheld.
+    pub faults: Vec<Fault>,
+}
+
+impl Engine {
+    /// The root call of what is watched of a type.
+    pub(crate) fn root(&self, type_url: &str, watched: &Watched) -> Option<Arc<CallMemo>> {
+        let root = self.config.roots.iter().find(|root| root.type_url == type_url)?;
+        let call = match watched {
+            Watched::Names(names) if root.named => Call::Names {
+                stage: root.stage.into(),
+                function: root.function.into(),
+                hook: root.hook.into(),
+                names: names.clone(),
+            },
+            _ if root.named => return None,
+            _ => Call::stage(root.stage, root.function, &[]),
+        };
+        Some(self.memos.of(call))
+    }
+
+    /// The proxy's state at an epoch, and what it was last served of a type.
+    fn state(&self, epoch: &Epoch, proxy: &Proxy, type_url: &TypeUrl) -> (Arc<ProxyState>, Option<Arc<Node>>) {
+        let mut proxies = self.proxies.lock();
+        let entry = proxies.entry(proxy.node_id.clone()).or_insert_with(|| ProxyEntry {
+            state: Arc::new(ProxyState::new(epoch.snapshot.refresh(proxy).unwrap_or_else(|| proxy.clone()))),
+            introduced: proxy.clone(),
+            refreshed_at: epoch.revision,
+            served: Default::default(),
+        });
+        let introduced_anew = !Arc::ptr_eq(&entry.introduced.metadata, &proxy.metadata) && entry.introduced.metadata != proxy.metadata;
+        if introduced_anew {
+            entry.introduced = proxy.clone();
+            entry.state = Arc::new(ProxyState::new(epoch.snapshot.refresh(proxy).unwrap_or_else(|| proxy.clone())));
+        } else if entry.refreshed_at != epoch.revision {
+            if let Some(fresh) = epoch.snapshot.refresh(&entry.state.proxy) {
+                entry.state = Arc::new(ProxyState::new(fresh));
+            }
+        }
+        entry.refreshed_at = epoch.revision;
+        (entry.state.clone(), entry.served.get(type_url).cloned())
+    }
+
+    /// The resources of one type for a proxy, at an epoch.
+    pub(crate) fn serve(self: &Arc<Self>, epoch: &Arc<Epoch>, proxy: &Proxy, type_url: &TypeUrl, watched: &Watched) -> Served {
+        let Some(root) = self.root(type_url.as_str(), watched) else {
+            return Served { revision: epoch.revision, node: None, faults: Vec::new() };
+        };
+        let (state, held) = self.state(epoch, proxy, type_url);
+        let faults = Arc::new(Mutex::new(Vec::new()));
+        let mut cx = Cx { epoch: epoch.clone(), proxy: state, held: held.clone(), stack: Vec::new(), faults: faults.clone() };
+        let node = match self.eval(&mut cx, &root) {
+            Ok(node) => Some(node),
+            Err(fault) => {
+                faults.lock().push(fault);
+                held
+            }
+        };
+        if let (Some(node), Some(entry)) = (&node, self.proxies.lock().get_mut(&proxy.node_id)) {
+            entry.served.insert(type_url.clone(), node.clone());
+        }
+        let faults = std::mem::take(&mut *faults.lock());
+        Served { revision: epoch.revision, node, faults }
+    }
+
+    /// The resources of one type for a proxy at the present snapshot.
+    pub fn resources(self: &Arc<Self>, proxy: &Proxy, type_url: &TypeUrl, watched: &Watched) -> Served {
+        let epoch = self.epoch.load_full();
+        self.serve(&epoch, proxy, type_url, watched)
+    }
+
+    /// Objects and stages behind a node.
+    pub(crate) fn provenance_of(self: &Arc<Self>, proxy: &Proxy, node: &Arc<Node>) -> Provenance {
+        let epoch = self.epoch.load_full();
+        let mut found = Provenance::default();
+        let mut objects = std::collections::BTreeSet::new();
+        let mut seen = rustc_hash::FxHashSet::default();
+        let mut todo = vec![node.clone()];
+        let (state, _) = self.state(&epoch, proxy, &TypeUrl::from(""));
+        while let Some(node) = todo.pop() {
+            if !seen.insert(Arc::as_ptr(&node.leaf)) {
+                continue;
+            }
+            if let Some(guest) = node.memo.call.guest()
+                && !found.stages.iter().any(|known| known == guest)
+            {
+                found.stages.push(guest.to_owned());
+            }
+            for (id, _) in node.leaf.reads.iter() {
+                let cell = self.queries.cell(*id);
+                match &cell.question {
+                    Question::Mesh(query) => objects.extend(self.mesh_answer(&epoch, &cell, query).objects.iter().cloned()),
+                    Question::Derived(call) | Question::DerivedExists(call) => {
+                        let mut cx = Cx {
+                            epoch: epoch.clone(),
+                            proxy: state.clone(),
+                            held: None,
+                            stack: Vec::new(),
+                            faults: Arc::default(),
+                        };
+                        todo.extend(self.eval(&mut cx, &self.memos.get(*call)));
+                    }
+                    Question::Proxy(_) | Question::Plugins(_) => {}
+                }
+            }
+            todo.extend(node.children.iter().rev().cloned());
+        }
+        found.objects = objects.into_iter().collect();
+        found
+    }
+
+    /// The node that made an item of a name, below a node: the one nearest to it.
+    pub(crate) fn maker(node: &Arc<Node>, name: &str) -> Option<Arc<Node>> {
+        node.entries.find(name)?;
+        let below = node.children.iter().find_map(|child| Engine::maker(child, name));
+        below.or_else(|| Some(node.clone()))
+    }
+}
+
+/// The engine behind the [`Translator`] trait.
+#[derive(Clone)]
+pub struct EngineTranslator(pub Arc<Engine>);
+
+impl Translator for EngineTranslator {
+    fn revision(&self) -> u64 {
+        self.0.revision()
+    }
+
+    fn admit(&self, proxy: Proxy) -> Proxy {
+        self.0.snapshot().refresh(&proxy).unwrap_or(proxy)
+    }
+
+    fn views(&self, proxy: &Proxy, wanted: &[(TypeUrl, Watched)], held: &[Option<Arc<View>>]) -> (u64, Vec<Arc<View>>) {
+        let epoch = self.0.epoch.load_full();
+        let views = wanted.iter().zip(held.iter().map(Some).chain(std::iter::repeat(None))).map(|((type_url, watched), held)| {
+            let served = self.0.serve(&epoch, proxy, type_url, watched);
+            match (served.node, held.cloned().flatten()) {
+                (Some(node), _) => node.entries.view(),
+                // A fault at the very root, and nothing of an earlier push known to the engine.
+                (None, Some(held)) if !served.faults.is_empty() => held,
+                (None, _) => empty_view(),
+            }
+        });
+        (epoch.revision, views.collect())
+    }
+
+    fn provenance(&self, proxy: &Proxy, type_url: &TypeUrl, name: &str) -> Provenance {
+        let root = self.0.config.roots.iter().find(|root| root.type_url == type_url.as_str());
+        let watched = match root {
+            Some(root) if root.named => Watched::Names(Arc::new([name.into()].into())),
+            _ => Watched::Wildcard,
+        };
+        let served = self.0.resources(proxy, type_url, &watched);
+        let maker = served.node.as_ref().and_then(|node| Engine::maker(node, name));
+        maker.map(|node| self.0.provenance_of(proxy, &node)).unwrap_or_default()
+    }
+
+    fn forget(&self, proxy: &Proxy) {
+        self.0.proxies.lock().remove(&proxy.node_id);
+    }
+}
+
+fn empty_view() -> Arc<View> {
+    static EMPTY: std::sync::OnceLock<Arc<View>> = std::sync::OnceLock::new();
+    let empty = || Arc::new(View { id: 0, resources: Vec::new(), fingerprint: trysail_model::Fingerprint::NONE });
+    EMPTY.get_or_init(empty).clone()
+}

@@ -1,0 +1,246 @@
+//! Outputs: items, their parts, calls.
+
+/// A reference to a call whose output the host puts in place. See `call-ref` in `wit/`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub struct CallRef {
+    /// Name of the stage.
+    pub stage: String,
+    /// Function of the stage.
+    pub function: String,
+    /// Arguments.
+    pub args: Vec<String>,
+    /// Field of the enclosing message that each item fills; 0: the items' bytes are fields of it themselves.
+    pub field: u32,
+    /// Hook point, or empty.
+    pub hook: String,
+}
+
+impl CallRef {
+    /// A call whose items are spliced or included.
+    pub fn new<S: Into<String>>(stage: &str, function: &str, args: impl IntoIterator<Item = S>) -> Self {
+        CallRef {
+            stage: stage.into(),
+            function: function.into(),
+            args: args.into_iter().map(Into::into).collect(),
+            ..Default::default()
+        }
+    }
+
+    /// Plugins at `hook` see the callee's output first.
+    pub fn hooked(mut self, hook: &str) -> Self {
+        self.hook = hook.into();
+        self
+    }
+}
+
+/// Part of a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Encoded fields.
+    Bytes(Vec<u8>),
+    /// A length-delimited field begins.
+    Open(u32),
+    /// The innermost open field ends.
+    Close,
+    /// Another call's output.
+    Call(CallRef),
+}
+
+/// A message in parts, built in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Message {
+    /// The parts so far.
+    pub parts: Vec<Part>,
+}
+
+impl Message {
+    /// The fields of a message that has no holes.
+    pub fn of(message: &impl prost::Message) -> Self {
+        Message::default().fields(message)
+    }
+
+    /// Appends the fields of `message`. Fields of one number must come in their order; others may come in any, since
+    /// Envoy's decoder does not care, but keep ascending numbers so that equal messages have equal bytes.
+    pub fn fields(mut self, message: &impl prost::Message) -> Self {
+        self.bytes(message.encode_to_vec());
+        self
+    }
+
+    /// Appends encoded fields, joining them with what went before.
+    fn bytes(&mut self, bytes: Vec<u8>) {
+        if bytes.is_empty() {
+            return;
+        }
+        match self.parts.last_mut() {
+            Some(Part::Bytes(last)) => last.extend_from_slice(&bytes),
+            _ => self.parts.push(Part::Bytes(bytes)),
+        }
+    }
+
+    /// Appends `inner` as the length-delimited field `number`.
+    pub fn field(mut self, number: u32, inner: Message) -> Self {
+        if inner.parts.iter().all(|part| matches!(part, Part::Bytes(_))) {
+            let body: Vec<u8> = inner.parts.into_iter().flat_map(|p| if let Part::Bytes(b) = p { b } else { vec![] }).collect();
+            let mut bytes = Vec::with_capacity(body.len() + 8);
+            prost::encoding::encode_key(number, prost::encoding::WireType::LengthDelimited, &mut bytes);
+            prost::encoding::encode_varint(body.len() as u64, &mut bytes);
+            bytes.extend_from_slice(&body);
+            self.bytes(bytes);
+            return self;
+        }
+        self.parts.push(Part::Open(number));
+        self.parts.extend(inner.parts);
+        self.parts.push(Part::Close);
+        self
+    }
+
+    /// Appends a string field.
+    pub fn text(self, number: u32, text: &str) -> Self {
+        self.field(number, Message { parts: vec![Part::Bytes(text.as_bytes().to_vec())] })
+    }
+
+    /// Appends `inner` as a `google.protobuf.Any` in field `number`.
+    pub fn any(self, number: u32, type_url: &str, inner: Message) -> Self {
+        self.field(number, Message::default().text(1, type_url).field(2, inner))
+    }
+
+    /// Appends a hole: each item of the call's output becomes the repeated field `number`.
+    pub fn hole(mut self, number: u32, mut call: CallRef) -> Self {
+        call.field = number;
+        self.parts.push(Part::Call(call));
+        self
+    }
+
+    /// Appends a hole whose items' bytes are fields of this message.
+    pub fn splice(self, call: CallRef) -> Self {
+        self.hole(0, call)
+    }
+}
+
+/// A resource or fragment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Item {
+    /// Resource name or unique key.
+    pub key: String,
+    /// The message.
+    pub message: Message,
+    /// What it claims among its siblings.
+    pub claims: Vec<String>,
+    /// What Envoy waits for.
+    pub refs: Vec<String>,
+}
+
+impl Item {
+    /// An item.
+    pub fn new(key: impl Into<String>, message: Message) -> Self {
+        Item { key: key.into(), message, ..Default::default() }
+    }
+}
+
+/// One entry of an output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// An item.
+    Item(Item),
+    /// All entries of another call.
+    Include(CallRef),
+}
+
+/// How much a diagnostic matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Worth knowing.
+    Info,
+    /// Works, but hardly as meant.
+    Warning,
+    /// Something was left out.
+    Error,
+}
+
+/// Something that the author of an object should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Diagnostic {
+    /// How much it matters.
+    pub severity: Severity,
+    /// `VirtualService shop/frontend`.
+    pub object: String,
+    /// Path of the field.
+    pub field: String,
+    /// What is wrong.
+    pub message: String,
+}
+
+/// What a call returns.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Output {
+    /// Items and inclusions.
+    pub entries: Vec<Entry>,
+    /// Diagnostics.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+impl Output {
+    /// No entries.
+    pub fn empty() -> Self {
+        Self::default()
+    }
+
+    /// One item whose message is all that matters: the form of derived facts.
+    pub fn value(message: &impl prost::Message) -> Self {
+        let mut output = Self::default();
+        output.item(Item::new("value", Message::of(message)));
+        output
+    }
+
+    /// Adds an item.
+    pub fn item(&mut self, item: Item) {
+        self.entries.push(Entry::Item(item));
+    }
+
+    /// Adds an inclusion.
+    pub fn include(&mut self, call: CallRef) {
+        self.entries.push(Entry::Include(call));
+    }
+
+    /// Adds a diagnostic.
+    pub fn diagnose(&mut self, severity: Severity, object: impl Into<String>, field: impl Into<String>, message: impl Into<String>) {
+        self.diagnostics.push(Diagnostic {
+            severity,
+            object: object.into(),
+            field: field.into(),
+            message: message.into(),
+        });
+    }
+}
+
+/// What a plugin did with a fragment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing.
+    Unchanged,
+    /// These entries take its place.
+    Replaced(Output),
+}
+
+/// Why a call has no output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// No such function.
+    UnknownFunction(String),
+    /// Arguments do not fit.
+    BadArguments(String),
+    /// An answer could not be decoded.
+    BadAnswer(String),
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Failure::UnknownFunction(name) => write!(f, "unknown function {name:?}"),
+            Failure::BadArguments(why) => write!(f, "bad arguments: {why}"),
+            Failure::BadAnswer(why) => write!(f, "undecodable answer: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
