@@ -13,6 +13,9 @@
 //! Modules mirror proto packages: `envoy.config.cluster.v3.Cluster` is [`envoy::config::cluster::v3::Cluster`].
 //! `google.protobuf` comes from [`prost_types`]. Which messages become types is the list in `roots.txt`; add a line there.
 //!
+//! `protos/istio` and `protos/stats` hold the wire facts of Istio 1.31 (names, numbers, types) without its prose, and
+//! without its status and analysis messages; `protos/trysail` is ours; the rest is what `envoy-types` lacks.
+//!
 //! **Invariant:** without features this crate compiles for `wasm32-unknown-unknown`, because plugins use it.
 //!
 //! **Invariant:** equal messages encode to equal bytes, because versions of resources are digests of them. Maps are

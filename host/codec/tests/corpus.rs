@@ -52,8 +52,8 @@ fn for_each(mut check: impl FnMut(Recorded)) -> Option<usize> {
     let mut todo = vec![xds];
     while let Some(dir) = todo.pop() {
         let mut entries: Vec<_> = fs::read_dir(&dir)
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
+            .expect("the folder was just listed")
+            .map(|entry| entry.expect("the folder is readable").path())
             .collect();
         entries.sort();
         for path in entries {
@@ -65,7 +65,9 @@ fn for_each(mut check: impl FnMut(Recorded)) -> Option<usize> {
             let Some((_, type_name)) = TYPES.iter().find(|(name, _)| *name == file_name) else {
                 continue;
             };
-            let resources: Vec<Value> = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+            let text = fs::read(&path).expect("the file was just listed");
+            let resources: Vec<Value> =
+                serde_json::from_slice(&text).expect("a recording is a list");
             for json in resources {
                 count += 1;
                 let path = path.clone();

@@ -1,0 +1,5 @@
+//! Trysail's binary as a library, so that tests and benches use the very same wiring: folder or cluster to facts, facts to
+//! stages, stages to streams.
+
+pub mod pipeline;
+pub mod render;

@@ -1,0 +1,106 @@
+//! Configuration objects: their documents, and the summaries that plans read.
+
+pub mod destination_rule;
+pub mod virtual_service;
+
+use bytes::Bytes;
+use serde_json::Value;
+use trysail_model::Object;
+use trysail_proto::trysail::facts::v1 as facts;
+
+use crate::documents;
+use crate::json;
+use crate::services::{creation, reference};
+use crate::wire;
+
+/// An object of a kind that has a document.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Answer of `object`.
+    pub record: Bytes,
+    /// The document alone.
+    pub document: Bytes,
+    /// Its entry in `facts.v1.SelectorSummaries`.
+    pub summary: Bytes,
+}
+
+impl Config {
+    /// Reads an object.
+    ///
+    /// # Errors
+    /// The spec does not fit its kind's message.
+    pub fn new(object: &Object, domain: &str) -> Result<Config, String> {
+        let document = documents::document(object, domain)?;
+        let (creation_seconds, _) = creation(object.creation_nanos);
+        let record = facts::Object {
+            r#ref: Some(reference(&object.reference)),
+            api_version: object.api_version.to_string(),
+            creation_seconds,
+            labels: object.labels.clone(),
+            annotations: object.annotations.clone(),
+            spec: document.clone(),
+        };
+        let selector = selector(object);
+        let has_selector = !selector.is_null();
+        let entry = facts::SelectorSummary {
+            namespace: object.reference.namespace.to_string(),
+            name: object.reference.name.to_string(),
+            creation_seconds,
+            has_selector,
+            selector: pairs(selector),
+        };
+        let mut summary = Vec::new();
+        wire::put_message(&mut summary, 1, &entry);
+        Ok(Config { record: wire::encode(&record), document: document.into(), summary: summary.into() })
+    }
+}
+
+/// The workload selector of an object, or null.
+fn selector(object: &Object) -> &Value {
+    let spec = object.spec();
+    match &*object.reference.kind {
+        "Gateway" => json::at(spec, &["selector"]),
+        "DestinationRule" | "EnvoyFilter" | "ServiceEntry" | "Sidecar" => json::at(spec, &["workloadSelector"]),
+        _ => json::at(spec, &["selector"]),
+    }
+}
+
+/// The labels of a selector, in whichever of the three spellings it has.
+fn pairs(selector: &Value) -> crate::labels::Labels {
+    let nested = json::text_map(selector, &["labels"]).or_else(|| json::text_map(selector, &["matchLabels"]));
+    nested.or_else(|| json::text_map(selector, &[])).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+    use serde_json::json;
+    use trysail_proto::istio::networking::v1alpha3::Sidecar;
+
+    use super::*;
+    use crate::testing::object;
+
+    fn summary(kind: &str, spec: Value) -> facts::SelectorSummary {
+        let config = Config::new(&object(kind, "n", "a", json!({"spec": spec})), "d").unwrap();
+        facts::SelectorSummaries::decode(config.summary).unwrap().entries.remove(0)
+    }
+
+    #[test]
+    fn selectors_of_kinds() {
+        assert_eq!(summary("Sidecar", json!({"workloadSelector": {"labels": {"a": "1"}}})).selector["a"], "1");
+        assert_eq!(summary("PeerAuthentication", json!({"selector": {"matchLabels": {"a": "1"}}})).selector["a"], "1");
+        assert_eq!(summary("Gateway", json!({"selector": {"istio": "x"}})).selector["istio"], "x");
+        assert!(!summary("Telemetry", json!({})).has_selector);
+        assert!(summary("Sidecar", json!({"workloadSelector": {}})).has_selector);
+    }
+
+    #[test]
+    fn documents_are_typed() {
+        let spec = json!({"egress": [{"hosts": ["./*"]}]});
+        let config = Config::new(&object("Sidecar", "n", "a", json!({"spec": spec})), "d").unwrap();
+        let record = facts::Object::decode(config.record).unwrap();
+        assert_eq!(Sidecar::decode(record.spec.as_slice()).unwrap().egress[0].hosts, ["./*"]);
+        let bad = object("Sidecar", "n", "a", json!({"spec": {"egress": 1}}));
+        assert!(Config::new(&bad, "d").is_err());
+    }
+}

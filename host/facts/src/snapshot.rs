@@ -1,0 +1,105 @@
+//! The snapshot itself.
+
+use std::sync::Arc;
+
+use trysail_model::{Affected, Answer, ObjectRef, Proxy, Query, Snapshot};
+
+use crate::affected;
+use crate::endpoints::View;
+use crate::features::Environment;
+use crate::inputs::{Base, Change, Inputs};
+use crate::mesh::Mesh;
+use crate::networks::Networks;
+use crate::proxy;
+use crate::state::State;
+
+/// One immutable state of everything known. Cloning shares all of it.
+#[derive(Clone, Debug)]
+pub struct FactsSnapshot {
+    revision: u64,
+    base: Arc<Base>,
+    state: Arc<State>,
+}
+
+impl FactsSnapshot {
+    /// Reads everything anew; the first revision is 1.
+    pub fn new(inputs: Inputs) -> FactsSnapshot {
+        let Inputs { objects, mesh, networks, environment, settings } = inputs;
+        let base = Base::new(settings, Environment::new(&environment), &mesh, &networks);
+        base.warnings().for_each(|warning| tracing::warn!(warning, "configuration of the mesh"));
+        let mut state = State::default();
+        state.change(&base, &objects, &[]);
+        FactsSnapshot { revision: 1, base: Arc::new(base), state: Arc::new(state) }
+    }
+
+    /// The snapshot after a change, and the queries whose answers can have moved.
+    ///
+    /// A change of objects costs what the objects touch, not what the mesh holds; a change of mesh configuration or
+    /// networks reads everything anew.
+    pub fn apply(&self, change: &Change) -> (FactsSnapshot, Vec<Affected>) {
+        let revision = self.revision + 1;
+        let mut affected = Vec::new();
+        let (base, mut state) = self.rebased(change, &mut affected);
+        let before = state.clone();
+        let touched = state.change(&base, &change.upserted, &change.deleted);
+        let (old, new) = (View { base: &base, state: &before }, View { base: &base, state: &state });
+        affected.extend(affected::by_objects(&touched, old, new));
+        (FactsSnapshot { revision, base, state: Arc::new(state) }, affected)
+    }
+
+    /// The base after a change, with the state that the objects so far have on it.
+    fn rebased(&self, change: &Change, affected: &mut Vec<Affected>) -> (Arc<Base>, State) {
+        if change.mesh.is_none() && change.networks.is_none() {
+            return (self.base.clone(), (*self.state).clone());
+        }
+        let mut base = (*self.base).clone();
+        if let Some(mesh) = &change.mesh {
+            base.mesh = Mesh::new(mesh);
+        }
+        if let Some(networks) = &change.networks {
+            base.networks = Networks::new(networks, &base.settings.cluster_id);
+        }
+        base.warnings().for_each(|warning| tracing::warn!(warning, "configuration of the mesh"));
+        affected.extend(affected::by_base(&self.base, &base));
+        let objects: Vec<_> = self.state.objects.iter().map(|(_, object)| object.clone()).collect();
+        let mut state = State::default();
+        state.change(&base, &objects, &[]);
+        (Arc::new(base), state)
+    }
+
+    /// What the snapshot stands on.
+    pub fn base(&self) -> &Base {
+        &self.base
+    }
+
+    /// Number of objects given.
+    pub fn n_objects(&self) -> usize {
+        self.state.objects.len()
+    }
+
+    fn view(&self) -> View<'_> {
+        View { base: &self.base, state: &self.state }
+    }
+}
+
+impl Snapshot for FactsSnapshot {
+    fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    fn answer(&self, query: &Query) -> Answer {
+        self.view().answer(query)
+    }
+
+    fn answer_about(&self, proxy: &Proxy, query: &Query) -> Answer {
+        proxy::answer(proxy, query)
+    }
+
+    fn refresh(&self, proxy: &Proxy) -> Option<Proxy> {
+        self.view().refresh(proxy)
+    }
+
+    fn without(&self, object: &ObjectRef) -> Arc<dyn Snapshot> {
+        Arc::new(self.apply(&Change { deleted: vec![object.clone()], ..Change::default() }).0)
+    }
+}

@@ -1,0 +1,567 @@
+//! The indexed state of a snapshot, and how a change moves it.
+//!
+//! **Invariant:** the state is a function of the objects and the base alone: whatever the order in which changes came,
+//! equal objects give equal tables. So whatever depends on other objects is not worked into an entry but looked up when
+//! asked (pods of slices, nodes of pods), or rebuilt here when they move (aliases of services, delegates of roots).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use trysail_model::{Object, ObjectRef};
+
+use crate::config::Config;
+use crate::config::destination_rule::Rule;
+use crate::config::virtual_service::{Root, Virtual};
+use crate::documents;
+use crate::gateways;
+use crate::inputs::Base;
+use crate::json;
+use crate::labels::{self, Labels};
+use crate::mesh::network_of;
+use crate::pods::{Node, Pod};
+use crate::service_entry::Entry;
+use crate::services::{self, Service, age, kubernetes_host};
+use crate::slices::Slice;
+use crate::table::{Table, key, prefix};
+use crate::touched::Touched;
+use crate::workloads::{self, Instance};
+
+/// What is known of a namespace.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Namespace {
+    /// Labels.
+    pub labels: Labels,
+    /// Annotations.
+    pub annotations: Labels,
+}
+
+/// All tables. Keys of several parts are joined by [`key`]; each field says which.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// kind, namespace, name: every object given, also those that are not read.
+    pub objects: Table<Arc<Object>>,
+    /// name
+    pub namespaces: Table<Arc<Namespace>>,
+    /// name
+    pub nodes: Table<Arc<Node>>,
+    /// namespace, name
+    pub pods: Table<Arc<Pod>>,
+    /// address, namespace, name
+    pub pods_at: Table<Arc<Pod>>,
+    /// node, namespace, name
+    pub pods_on: Table<Arc<Pod>>,
+    /// namespace, service, name
+    pub slices: Table<Arc<Slice>>,
+    /// namespace, name
+    pub slices_named: Table<Arc<Slice>>,
+    /// address, namespace, name
+    pub slices_at: Table<Arc<Slice>>,
+    /// namespace and name of the pod, namespace, name
+    pub slices_of_pod: Table<Arc<Slice>>,
+    /// namespace, name of WorkloadEntries
+    pub workloads: Table<Arc<Instance>>,
+    /// address, namespace, name
+    pub workloads_at: Table<Arc<Instance>>,
+    /// namespace, name of Kubernetes Services
+    pub kubernetes: Table<Arc<Service>>,
+    /// namespace, name of ServiceEntries
+    pub entries: Table<Arc<Entry>>,
+    /// address, namespace, name of ServiceEntries that have it as an endpoint written in
+    pub inline_at: Table<Arc<Entry>>,
+    /// `namespace/host`, order
+    pub services: Table<Arc<Service>>,
+    /// host, order, namespace
+    pub hosts: Table<Arc<Service>>,
+    /// visibility, order
+    pub visible: Table<Arc<Service>>,
+    /// `namespace/host`, order, of services that may be gateways of networks
+    pub gateways: Table<Arc<Service>>,
+    /// namespace, name of Gateway API gateways that are gateways of networks
+    pub gateway_objects: Table<Arc<gateways::Declared>>,
+    /// `namespace/host` of the alias: what it stands for
+    pub aliases: Table<String>,
+    /// host: the aliases that lead to it, `namespace/host`
+    pub aliases_of: Table<Arc<Vec<String>>>,
+    /// kind, namespace, name
+    pub configs: Table<Arc<Config>>,
+    /// kind, namespace, age, name
+    pub config_order: Table<Arc<Config>>,
+    /// namespace, name
+    pub virtuals: Table<Arc<Virtual>>,
+    /// namespace and name of the delegate, namespace and name of the root
+    pub delegations: Table<()>,
+    /// namespace, name
+    pub roots: Table<Arc<Root>>,
+    /// visibility, order
+    pub visible_roots: Table<Arc<Root>>,
+    /// namespace, name
+    pub rules: Table<Arc<Rule>>,
+    /// host, order
+    pub rules_of: Table<Arc<Rule>>,
+    /// wildcard host: number of rules
+    pub wildcards: Table<usize>,
+    /// Network of this cluster's workloads by the system namespace's label; empty for none.
+    pub system_network: String,
+}
+
+/// What has to be rebuilt once all objects of a change are in.
+#[derive(Default)]
+struct Dirty {
+    /// namespace, name
+    kubernetes: BTreeSet<(String, String)>,
+    entries: BTreeSet<(String, String)>,
+    virtuals: BTreeSet<(String, String)>,
+    aliases: bool,
+}
+
+impl State {
+    /// Applies a change; a deletion wins over an upsert of the same object.
+    pub fn change(&mut self, base: &Base, upserted: &[Arc<Object>], deleted: &[ObjectRef]) -> Touched {
+        let before = self.clone();
+        let mut touched = Touched::default();
+        let mut dirty = Dirty::default();
+        let mut changed: BTreeMap<ObjectRef, Option<Arc<Object>>> =
+            upserted.iter().map(|object| (object.reference.clone(), Some(object.clone()))).collect();
+        changed.extend(deleted.iter().map(|reference| (reference.clone(), None)));
+        let mut references: BTreeSet<ObjectRef> = BTreeSet::new();
+        for (reference, object) in changed {
+            let key = object_key(&reference);
+            match object {
+                Some(object) => drop(self.objects.insert(key, object)),
+                None => drop(self.objects.remove(&key)),
+            }
+            if &*reference.kind == "Namespace" {
+                self.change_namespace(base, &before, &reference.name, &mut touched, &mut dirty, &mut references);
+            }
+            references.insert(reference);
+        }
+        for reference in &references {
+            let key = object_key(reference);
+            let old = before.objects.get(&key).filter(|object| before.accepts(base, object));
+            let new = self.objects.get(&key).filter(|object| self.accepts(base, object)).cloned();
+            if old != new.as_ref() {
+                self.change_object(base, reference, new.as_ref(), &mut touched, &mut dirty);
+            }
+        }
+        self.rebuild(base, dirty, &mut touched);
+        touched
+    }
+
+    /// Is the object for this control plane to read?
+    fn accepts(&self, base: &Base, object: &Object) -> bool {
+        let reference = &object.reference;
+        let has_revision = documents::message_of(&reference.kind).is_some() || &*reference.kind == "KubernetesGateway";
+        let own = &base.settings.revision;
+        let other = object.labels.get(labels::REVISION).is_some_and(|revision| !own.is_empty() && revision != own);
+        let discovered = reference.namespace.is_empty() || self.discovers(base, &reference.namespace);
+        discovered && !(has_revision && other)
+    }
+
+    fn discovers(&self, base: &Base, namespace: &str) -> bool {
+        if base.mesh.config.discovery_selectors.is_empty() {
+            return true;
+        }
+        self.namespaces.get(namespace).is_some_and(|namespace| base.mesh.discovers(&namespace.labels))
+    }
+
+    fn change_namespace(
+        &mut self,
+        base: &Base,
+        before: &State,
+        name: &str,
+        touched: &mut Touched,
+        dirty: &mut Dirty,
+        references: &mut BTreeSet<ObjectRef>,
+    ) {
+        let object = self.objects.get(&key(&["Namespace", "", name]));
+        let new = object.map(|o| Namespace { labels: o.labels.clone(), annotations: o.annotations.clone() });
+        let old = before.namespaces.get(name);
+        if old.map(|old| &**old) == new.as_ref() {
+            return;
+        }
+        touched.namespaces.push(name.to_owned());
+        if name == base.settings.system_namespace {
+            let network = new.as_ref().map_or("", |namespace| network_of(&namespace.labels)).to_owned();
+            touched.network |= network != self.system_network;
+            self.system_network = network;
+        }
+        match new {
+            Some(new) => drop(self.namespaces.insert(name, Arc::new(new))),
+            None => drop(self.namespaces.remove(name)),
+        }
+        let in_namespace = prefix(&[name]);
+        let names = |table: &mut dyn Iterator<Item = &Arc<str>>| -> Vec<(String, String)> {
+            table.map(|key| (name.to_owned(), crate::table::last_part(key).to_owned())).collect()
+        };
+        dirty.kubernetes.extend(names(&mut self.kubernetes.with_prefix(&in_namespace).map(|(k, _)| k)));
+        dirty.entries.extend(names(&mut self.entries.with_prefix(&in_namespace).map(|(k, _)| k)));
+        if before.discovers(base, name) != self.discovers(base, name) {
+            // Everything in it appears or disappears. Rare enough to look at all objects.
+            let inside = self.objects.iter().map(|(_, object)| &object.reference);
+            references.extend(inside.filter(|reference| &*reference.namespace == name).cloned());
+        }
+    }
+
+    fn change_object(
+        &mut self,
+        base: &Base,
+        reference: &ObjectRef,
+        new: Option<&Arc<Object>>,
+        touched: &mut Touched,
+        dirty: &mut Dirty,
+    ) {
+        let name = (reference.namespace.to_string(), reference.name.to_string());
+        match &*reference.kind {
+            "Node" => self.change_node(reference, new, touched),
+            "Pod" => self.change_pod(reference, new, touched),
+            "EndpointSlice" => self.change_slice(reference, new, touched),
+            "Service" => {
+                dirty.kubernetes.insert(name);
+                self.change_alias(base, reference, new, dirty);
+            }
+            "ServiceEntry" => drop(dirty.entries.insert(name)),
+            "WorkloadEntry" => self.change_workload(base, reference, new, touched),
+            "KubernetesGateway" => {
+                let key = key(&[&reference.namespace, &reference.name]);
+                let new = new.and_then(|object| gateways::declared(object, base)).map(Arc::new);
+                touched.gateways |= replace(&mut self.gateway_objects, &key, new.as_ref()) != new;
+            }
+            _ => {}
+        }
+        if documents::message_of(&reference.kind).is_some() {
+            self.change_config(base, reference, new, touched, dirty);
+        }
+    }
+
+    fn change_node(&mut self, reference: &ObjectRef, new: Option<&Arc<Object>>, touched: &mut Touched) {
+        let new = new.map(|object| Arc::new(Node::new(object)));
+        let old = replace(&mut self.nodes, &reference.name, new.as_ref());
+        let locality = |node: &Option<Arc<Node>>| node.as_ref().map(|n| n.locality.clone()).unwrap_or_default();
+        if locality(&old) != locality(&new) {
+            touched.nodes.push(reference.name.to_string());
+        }
+        let outside = |node: &Option<Arc<Node>>| {
+            let node = node.as_ref().filter(|node| !node.external_ip.is_empty());
+            node.map(|node| (node.external_ip.clone(), node.labels.clone()))
+        };
+        touched.gateways |= outside(&old) != outside(&new);
+    }
+
+    fn change_pod(&mut self, reference: &ObjectRef, new: Option<&Arc<Object>>, touched: &mut Touched) {
+        let (namespace, name) = (&*reference.namespace, &*reference.name);
+        let new = new.map(|object| Arc::new(Pod::new(object))).filter(|pod| !pod.failed);
+        let old = replace(&mut self.pods, &key(&[namespace, name]), new.as_ref());
+        if old == new {
+            return;
+        }
+        if let Some(pod) = &old {
+            pod.ips.iter().for_each(|ip| drop(self.pods_at.remove(&key(&[ip, namespace, name]))));
+            self.pods_on.remove(&key(&[&pod.node, namespace, name]));
+        }
+        if let Some(pod) = &new {
+            pod.ips.iter().for_each(|ip| drop(self.pods_at.insert(key(&[ip, namespace, name]), pod.clone())));
+            self.pods_on.insert(key(&[&pod.node, namespace, name]), pod.clone());
+        }
+        touched.pods.push((old, new));
+    }
+
+    fn change_slice(&mut self, reference: &ObjectRef, new: Option<&Arc<Object>>, touched: &mut Touched) {
+        let (namespace, name) = (&*reference.namespace, &*reference.name);
+        let new = new.and_then(|object| Slice::new(object)).map(Arc::new);
+        let old = replace(&mut self.slices_named, &key(&[namespace, name]), new.as_ref());
+        if old == new {
+            return;
+        }
+        if let Some(slice) = &old {
+            self.slices.remove(&key(&[namespace, &slice.service, name]));
+            slice.addresses().for_each(|ip| drop(self.slices_at.remove(&key(&[ip, namespace, name]))));
+            for (pod_namespace, pod) in slice.members.iter().filter_map(|m| m.pod.as_ref()) {
+                self.slices_of_pod.remove(&key(&[pod_namespace, pod, namespace, name]));
+            }
+        }
+        if let Some(slice) = &new {
+            self.slices.insert(key(&[namespace, &slice.service, name]), slice.clone());
+            slice.addresses().for_each(|ip| drop(self.slices_at.insert(key(&[ip, namespace, name]), slice.clone())));
+            for (pod_namespace, pod) in slice.members.iter().filter_map(|m| m.pod.as_ref()) {
+                self.slices_of_pod.insert(key(&[pod_namespace, pod, namespace, name]), slice.clone());
+            }
+        }
+        touched.slices.push((old, new));
+    }
+
+    fn change_workload(&mut self, base: &Base, reference: &ObjectRef, new: Option<&Arc<Object>>, touched: &mut Touched) {
+        let (namespace, name) = (&*reference.namespace, &*reference.name);
+        let new = new.and_then(|object| workloads::workload_entry(object, base)).map(Arc::new);
+        let old = replace(&mut self.workloads, &key(&[namespace, name]), new.as_ref());
+        if old == new {
+            return;
+        }
+        if let Some(instance) = &old {
+            self.workloads_at.remove(&key(&[instance.address(), namespace, name]));
+        }
+        if let Some(instance) = &new {
+            self.workloads_at.insert(key(&[instance.address(), namespace, name]), instance.clone());
+        }
+        touched.workloads.push((old, new));
+    }
+
+    fn change_alias(&mut self, base: &Base, reference: &ObjectRef, new: Option<&Arc<Object>>, dirty: &mut Dirty) {
+        let target = new.map(|object| &*object.body).and_then(|body| {
+            let external = json::text(body, &["spec", "type"]) == "ExternalName";
+            let headless = json::text(body, &["spec", "clusterIP"]) == "None";
+            let name = json::text(body, &["spec", "externalName"]);
+            (external && !headless && !name.is_empty()).then(|| name.to_owned())
+        });
+        let host = kubernetes_host(&reference.name, &reference.namespace, &base.settings.domain);
+        let key = format!("{}/{host}", reference.namespace);
+        dirty.aliases |= replace(&mut self.aliases, &key, target.as_ref()) != target;
+    }
+
+    fn change_config(
+        &mut self,
+        base: &Base,
+        reference: &ObjectRef,
+        new: Option<&Arc<Object>>,
+        touched: &mut Touched,
+        dirty: &mut Dirty,
+    ) {
+        let (kind, namespace, name) = (&*reference.kind, &*reference.namespace, &*reference.name);
+        let read = |object: &Arc<Object>| match Config::new(object, &base.settings.domain) {
+            Ok(config) => Some((object.clone(), Arc::new(config))),
+            Err(error) => {
+                tracing::warn!(object = %object.reference, origin = %object.origin, %error, "left out");
+                None
+            }
+        };
+        let new = new.and_then(read);
+        let config = new.as_ref().map(|(_, config)| config.clone());
+        let old = replace(&mut self.configs, &key(&[kind, namespace, name]), config.as_ref());
+        let order = new.as_ref().map(|(object, _)| key(&[kind, namespace, &age(object.creation_nanos), name]));
+        let in_namespace = prefix(&[kind, namespace]);
+        let stale = match (&old, &order) {
+            (None, _) => None,
+            (Some(_), Some(order)) if self.config_order.contains(order) => Some(order.clone()),
+            _ => {
+                let mut all = self.config_order.with_prefix(&in_namespace).map(|(k, _)| k);
+                all.find(|k| crate::table::last_part(k) == name).map(ToString::to_string)
+            }
+        };
+        if let Some(stale) = &stale {
+            self.config_order.remove(stale);
+        }
+        if let (Some(order), Some(config)) = (&order, &config) {
+            self.config_order.insert(order.as_str(), config.clone());
+        }
+        touched.configs.push((reference.clone(), stale != order, old, config));
+        match kind {
+            "VirtualService" => {
+                let virtual_service = new.as_ref().map(|(object, config)| Arc::new(Virtual::new(object, &config.document, base)));
+                self.change_virtual(namespace, name, virtual_service, dirty);
+            }
+            "DestinationRule" => {
+                let rule = new.as_ref().map(|(object, config)| Arc::new(Rule::new(object, &config.document, base)));
+                self.change_rule(namespace, name, rule, touched);
+            }
+            _ => {}
+        }
+    }
+
+    fn change_virtual(&mut self, namespace: &str, name: &str, new: Option<Arc<Virtual>>, dirty: &mut Dirty) {
+        let old = replace(&mut self.virtuals, &key(&[namespace, name]), new.as_ref());
+        for (home, delegate) in old.iter().flat_map(|old| &old.delegates) {
+            self.delegations.remove(&key(&[home, delegate, namespace, name]));
+        }
+        for (home, delegate) in new.iter().flat_map(|new| &new.delegates) {
+            self.delegations.insert(key(&[home, delegate, namespace, name]), ());
+        }
+        dirty.virtuals.insert((namespace.to_owned(), name.to_owned()));
+        let named_by = prefix(&[namespace, name]);
+        for (key, ()) in self.delegations.with_prefix(&named_by) {
+            let mut parts = key.split('\0').skip(2);
+            let mut next = || parts.next().unwrap_or_default().to_owned();
+            dirty.virtuals.insert((next(), next()));
+        }
+    }
+
+    fn change_rule(&mut self, namespace: &str, name: &str, new: Option<Arc<Rule>>, touched: &mut Touched) {
+        let old = replace(&mut self.rules, &key(&[namespace, name]), new.as_ref());
+        if old == new {
+            return;
+        }
+        if let Some(rule) = &old {
+            self.rules_of.remove(&key(&[&rule.host, &rule.order]));
+            if rule.host.starts_with('*') {
+                let left = self.wildcards.get(&rule.host).map_or(0, |n| n.saturating_sub(1));
+                replace(&mut self.wildcards, &rule.host, Some(&left).filter(|left| **left > 0));
+            }
+        }
+        if let Some(rule) = &new {
+            self.rules_of.insert(key(&[&rule.host, &rule.order]), rule.clone());
+            if rule.host.starts_with('*') {
+                let count = self.wildcards.get(&rule.host).copied().unwrap_or_default();
+                self.wildcards.insert(rule.host.as_str(), count + 1);
+            }
+        }
+        touched.rules.push((old, new));
+    }
+
+    /// Rebuilds what depends on several objects.
+    fn rebuild(&mut self, base: &Base, mut dirty: Dirty, touched: &mut Touched) {
+        if dirty.aliases {
+            let hosts = self.resolve_aliases();
+            for service in hosts.iter().flat_map(|host| self.hosts_services(host)) {
+                let name = (service.source.namespace.to_string(), service.source.name.to_string());
+                if service.is_kubernetes() { dirty.kubernetes.insert(name) } else { dirty.entries.insert(name) };
+            }
+        }
+        for (namespace, name) in dirty.kubernetes {
+            let place = self.namespaces.get(&namespace).cloned().unwrap_or_default();
+            let object = self.accepted(base, "Service", &namespace, &name);
+            let new = object.map(|object| {
+                let host = kubernetes_host(&name, &namespace, &base.settings.domain);
+                let aliases = self.aliases_of.get(&host).map_or(&[][..], |aliases| aliases);
+                Arc::new(services::kubernetes(&object, base, &place.labels, &place.annotations, aliases))
+            });
+            let old = replace(&mut self.kubernetes, &key(&[&namespace, &name]), new.as_ref());
+            self.change_services(old.into_iter().collect(), new.into_iter().collect(), base, touched);
+        }
+        for (namespace, name) in dirty.entries {
+            let place = self.namespaces.get(&namespace).cloned().unwrap_or_default();
+            let object = self.accepted(base, "ServiceEntry", &namespace, &name);
+            let new = object.and_then(|object| {
+                let aliases = |host: &str| self.aliases_of.get(host).map(|aliases| aliases.to_vec()).unwrap_or_default();
+                Entry::new(&object, base, &place.labels, &place.annotations, aliases).map(Arc::new)
+            });
+            let old = replace(&mut self.entries, &key(&[&namespace, &name]), new.as_ref());
+            if old == new {
+                continue;
+            }
+            for (entry, instance) in old.iter().flat_map(|e| e.inline.iter().map(move |i| (e, i))) {
+                self.inline_at.remove(&key(&[instance.address(), &namespace, &entry.reference.name]));
+            }
+            for (entry, instance) in new.iter().flat_map(|e| e.inline.iter().map(move |i| (e, i))) {
+                self.inline_at.insert(key(&[instance.address(), &namespace, &name]), entry.clone());
+            }
+            let services = |entry: &Option<Arc<Entry>>| entry.iter().flat_map(|e| e.services.clone()).collect();
+            self.change_services(services(&old), services(&new), base, touched);
+            touched.entries.push((old, new));
+        }
+        for (namespace, name) in dirty.virtuals {
+            let find = |namespace: &str, name: &str| self.virtuals.get(&key(&[namespace, name])).cloned();
+            let found = find(&namespace, &name).filter(|found| found.is_root());
+            let new = found.map(|found| Arc::new(found.root(find)));
+            let old = replace(&mut self.roots, &key(&[&namespace, &name]), new.as_ref());
+            if old == new {
+                continue;
+            }
+            for (root, visibility) in old.iter().flat_map(|r| r.visibility.iter().map(move |v| (r, v))) {
+                self.visible_roots.remove(&key(&[visibility, &root.order]));
+            }
+            for (root, visibility) in new.iter().flat_map(|r| r.visibility.iter().map(move |v| (r, v))) {
+                self.visible_roots.insert(key(&[visibility, &root.order]), root.clone());
+            }
+            touched.roots.push((old, new));
+        }
+    }
+
+    fn change_services(&mut self, old: Vec<Arc<Service>>, new: Vec<Arc<Service>>, base: &Base, touched: &mut Touched) {
+        let pairs = |list: Vec<Arc<Service>>| -> BTreeMap<String, Arc<Service>> {
+            list.into_iter().map(|service| (service.key.clone(), service)).collect()
+        };
+        let (mut old, new) = (pairs(old), pairs(new));
+        let mut moved: Vec<(Option<Arc<Service>>, Option<Arc<Service>>)> = Vec::new();
+        for (name, new) in new {
+            let old = old.remove(&name);
+            if old.as_ref() != Some(&new) {
+                moved.push((old, Some(new)));
+            }
+        }
+        moved.extend(old.into_values().map(|old| (Some(old), None)));
+        for (old, new) in &moved {
+            if let Some(service) = &old {
+                self.services.remove(&key(&[&service.key, &service.order]));
+                self.hosts.remove(&key(&[service.host(), &service.order, service.namespace()]));
+                self.gateways.remove(&key(&[&service.key, &service.order]));
+                for visibility in &service.visibility {
+                    self.visible.remove(&key(&[visibility, &service.order]));
+                }
+            }
+            if let Some(service) = &new {
+                self.services.insert(key(&[&service.key, &service.order]), service.clone());
+                self.hosts.insert(key(&[service.host(), &service.order, service.namespace()]), service.clone());
+                if gateways::may_be_gateway(service, base) {
+                    self.gateways.insert(key(&[&service.key, &service.order]), service.clone());
+                }
+                for visibility in &service.visibility {
+                    self.visible.insert(key(&[visibility, &service.order]), service.clone());
+                }
+            }
+        }
+        touched.services.extend(moved);
+    }
+
+    /// Follows all aliases to their ends; returns the hosts whose aliases moved.
+    fn resolve_aliases(&mut self) -> BTreeSet<String> {
+        let host_of = |key: &str| key.split_once('/').map_or(String::new(), |(_, host)| host.to_owned());
+        let next: BTreeMap<String, &String> = self.aliases.iter().map(|(key, target)| (host_of(key), target)).collect();
+        let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (alias, target) in self.aliases.iter() {
+            let mut seen = BTreeSet::from([host_of(alias)]);
+            let mut at = target;
+            // A circle leads nowhere.
+            while seen.insert(at.clone()) {
+                match next.get(at) {
+                    Some(further) => at = further,
+                    None => {
+                        found.entry(at.clone()).or_default().push(alias.to_string());
+                        break;
+                    }
+                }
+            }
+        }
+        for aliases in found.values_mut() {
+            aliases.sort_by(|a, b| a.split_once('/').cmp(&b.split_once('/')));
+        }
+        let mut moved = BTreeSet::new();
+        let known: Vec<Arc<str>> = self.aliases_of.iter().map(|(host, _)| host.clone()).collect();
+        for host in known.iter().filter(|host| !found.contains_key(&***host)) {
+            self.aliases_of.remove(host);
+            moved.insert(host.to_string());
+        }
+        for (host, aliases) in found {
+            if self.aliases_of.get(&host).is_none_or(|known| **known != aliases) {
+                self.aliases_of.insert(host.as_str(), Arc::new(aliases));
+                moved.insert(host);
+            }
+        }
+        moved
+    }
+
+    /// All services of a host, oldest first.
+    pub fn hosts_services(&self, host: &str) -> Vec<Arc<Service>> {
+        let of_host = prefix(&[host]);
+        self.hosts.with_prefix(&of_host).map(|(_, service)| service.clone()).collect()
+    }
+
+    /// All services of a key, oldest first.
+    pub fn services_of(&self, service_key: &str) -> Vec<Arc<Service>> {
+        let of_key = prefix(&[service_key]);
+        self.services.with_prefix(&of_key).map(|(_, service)| service.clone()).collect()
+    }
+
+    fn accepted(&self, base: &Base, kind: &str, namespace: &str, name: &str) -> Option<Arc<Object>> {
+        self.objects.get(&key(&[kind, namespace, name])).filter(|object| self.accepts(base, object)).cloned()
+    }
+}
+
+/// The key of an object.
+pub fn object_key(reference: &ObjectRef) -> String {
+    key(&[&reference.kind, &reference.namespace, &reference.name])
+}
+
+fn replace<V: Clone>(table: &mut Table<V>, key: &str, new: Option<&V>) -> Option<V> {
+    match new {
+        Some(new) => table.insert(key, new.clone()),
+        None => table.remove(key),
+    }
+}

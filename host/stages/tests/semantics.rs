@@ -1,0 +1,194 @@
+//! The engine's points, one by one, over the toy world.
+
+mod support;
+
+use std::sync::Arc;
+
+use support::*;
+use trysail_model::Watched;
+use trysail_stages::metrics::Reading;
+use trysail_stages::{Advance, Engine};
+
+fn world() -> World {
+    World::default().list("plan", &["a", "b", "c"]).text("a", "one").text("b", "for x two").text("c", "see a")
+}
+
+fn go(engine: &Engine, old: &mut World, new: World) -> Advance {
+    let affected = new.affected(old);
+    *old = new;
+    engine.advance(Arc::new(old.clone()), &affected)
+}
+
+/// Work done by `act`.
+fn work(engine: &Engine, act: impl FnOnce()) -> Reading {
+    let before = engine.counters().read();
+    act();
+    engine.counters().read() - before
+}
+
+#[test]
+fn a_hit_is_what_a_fresh_run_gives() {
+    let engine = engine(&world());
+    let p = proxy("p", "x", "1");
+    let first = resources(&engine, &p);
+    let hit = work(&engine, || assert_eq!(resources(&engine, &p), first));
+    assert_eq!(hit, Reading { hits: 1, ..Reading::default() }, "nothing walks the children to learn that all is well");
+    assert_eq!(resources(&support::engine(&world()), &p), first);
+}
+
+#[test]
+fn proxies_whose_answers_agree_share_one_allocation() {
+    let engine = engine(&world());
+    let serve = |p| engine.resources(&p, &ALL.into(), &Watched::Wildcard).node.unwrap();
+    let (a, b) = (serve(proxy("p", "x", "1")), serve(proxy("q", "x", "1")));
+    assert!(Arc::ptr_eq(&a, &b), "two proxies with the same answers");
+    let c = serve(proxy("r", "x", "2"));
+    assert!(!Arc::ptr_eq(&a, &c), "the tag is the workload's own");
+    assert!(Arc::ptr_eq(&a.children[0], &c.children[0]), "what is not its own is shared");
+    // Two namespaces that are told the same share: the edge is the answer, not the attribute.
+    let (y, z) = (serve(proxy("s", "y", "1")), serve(proxy("t", "z", "1")));
+    assert!(Arc::ptr_eq(&y, &z));
+    let runs = work(&engine, || drop(serve(proxy("u", "w", "1"))));
+    assert_eq!(runs.runs, 0);
+}
+
+#[test]
+fn only_what_read_a_change_is_run_again() {
+    let mut now = World::default().list("plan", &[]);
+    for i in 0..500 {
+        let name = format!("n{i}");
+        now.lists.get_mut("plan").unwrap().push(name.clone());
+        now = now.text(&name, "text");
+    }
+    let engine = engine(&now);
+    let proxies: Vec<_> = (0..20).map(|i| proxy(&format!("p{i}"), "x", &format!("{}", i % 2))).collect();
+    for p in &proxies {
+        resources(&engine, p);
+    }
+    let next = now.clone().text("n77", "changed");
+    let advance = go(&engine, &mut now, next);
+    assert_eq!(advance.moved, ["setting(n77)"]);
+    assert_eq!(advance.dirty, 3, "the piece, its hook point and the plan above");
+    let done = work(&engine, || {
+        for p in &proxies {
+            assert_eq!(text(&engine, p, "n77").as_deref(), Some("changed"));
+        }
+    });
+    // One call is run; two distinct plans (two tags) look for their leaf and are put together again.
+    assert_eq!((done.runs, done.walks, done.assembled), (1, 3, 3));
+}
+
+#[test]
+fn a_change_that_nobody_read_moves_nothing() {
+    let mut now = world();
+    let engine = engine(&now);
+    let p = proxy("p", "x", "1");
+    resources(&engine, &p);
+    let next = now.clone().text("unread", "1");
+    assert_eq!(go(&engine, &mut now, next).dirty, 0);
+    assert_eq!(work(&engine, || drop(resources(&engine, &p))), Reading { hits: 1, ..Reading::default() });
+}
+
+#[test]
+fn an_equal_output_stops_the_change() {
+    let mut now = world().text("d", "have a").list("plan", &["a", "d"]);
+    let engine = engine(&now);
+    let p = proxy("p", "x", "1");
+    let before = engine.resources(&p, &ALL.into(), &Watched::Wildcard).node.unwrap();
+    let next = now.clone().text("a", "other");
+    go(&engine, &mut now, next);
+    let done = work(&engine, || drop(resources(&engine, &p)));
+    assert_eq!(done.runs, 1, "whether there is a piece did not change, so its asker is not run");
+    let next = now.clone().text("a", "one");
+    go(&engine, &mut now, next);
+    let done = work(&engine, || drop(resources(&engine, &p)));
+    assert_eq!(done.runs, 0, "an answer that was there before leads to the leaf it led to");
+    let after = engine.resources(&p, &ALL.into(), &Watched::Wildcard).node.unwrap();
+    assert_eq!(before.entries.fingerprint, after.entries.fingerprint);
+}
+
+#[test]
+fn there_is_none_is_an_answer() {
+    let mut now = world().list("plan", &["missing"]);
+    let engine = engine(&now);
+    let p = proxy("p", "x", "1");
+    assert_eq!(text(&engine, &p, "missing"), None);
+    let next = now.clone().text("missing", "here");
+    assert_eq!(go(&engine, &mut now, next).moved, ["setting(missing)"]);
+    assert_eq!(text(&engine, &p, "missing").as_deref(), Some("here"));
+}
+
+#[test]
+fn the_order_of_events_does_not_change_a_byte() {
+    let p = proxy("p", "x", "1");
+    let changes: [(&str, &str); 3] = [("a", "1"), ("b", "for x 2"), ("c", "see b")];
+    let mut outcomes = Vec::new();
+    for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
+        let mut now = world();
+        let engine = engine(&now);
+        for i in order {
+            resources(&engine, &p);
+            let next = now.clone().text(changes[i].0, changes[i].1);
+            go(&engine, &mut now, next);
+        }
+        outcomes.push(resources(&engine, &p));
+    }
+    assert!(outcomes.windows(2).all(|pair| pair[0] == pair[1]), "{outcomes:?}");
+}
+
+#[test]
+fn the_later_of_two_equal_claims_is_left_out() {
+    let now = World::default().list("plan", &["a", "b"]).text("a", "claim door").text("b", "claim door");
+    let engine = engine(&now);
+    let served = engine.resources(&proxy("p", "x", "1"), &ALL.into(), &Watched::Wildcard);
+    let node = served.node.unwrap();
+    assert!(node.entries.find("a").is_some() && node.entries.find("b").is_none());
+    let said = engine.diagnostics(&[node]);
+    assert!(said.iter().any(|d| d.object == "b" && d.message.contains("door is taken by a")), "{said:?}");
+}
+
+#[test]
+fn what_no_live_proxy_holds_may_go() {
+    let mut now = world();
+    let engine = engine(&now);
+    let p = proxy("p", "x", "1");
+    for i in 0..100 {
+        let next = now.clone().text("a", &format!("{i}"));
+        go(&engine, &mut now, next);
+        resources(&engine, &p);
+    }
+    let want = resources(&engine, &p);
+    let dropped = engine.collect(1);
+    assert!(dropped > 150, "leaves of a and c, nodes: {dropped}");
+    assert_eq!(work(&engine, || assert_eq!(resources(&engine, &p), want)).runs, 0, "what is in use stays");
+}
+
+#[test]
+fn calls_that_ask_for_each_other_are_a_fault_of_these_calls_only() {
+    let now = World::default().list("plan", &["a", "c", "d"]).text("a", "see c").text("c", "see a").text("d", "fine");
+    let engine = engine(&now);
+    let served = engine.resources(&proxy("p", "x", "1"), &ALL.into(), &Watched::Wildcard);
+    assert!(served.faults.iter().any(|fault| fault.kind.label() == "circle"), "{:?}", served.faults);
+    let node = served.node.unwrap();
+    assert!(node.entries.find("d").is_some() && node.entries.find("a").is_none());
+}
+
+#[test]
+fn a_fault_holds_what_the_subscriber_was_last_served() {
+    let mut now = world();
+    let engine = engine(&now);
+    let (p, late) = (proxy("p", "x", "1"), proxy("late", "x", "1"));
+    resources(&engine, &p);
+    let next = now.clone().text("a", "panic").text("b", "for x new");
+    go(&engine, &mut now, next);
+    assert_eq!(text(&engine, &p, "a").as_deref(), Some("one"), "held");
+    assert_eq!(text(&engine, &p, "b").as_deref(), Some("new"), "other fragments never notice");
+    assert_eq!(text(&engine, &late, "a"), None, "withheld: there is nothing to hold");
+    let done = work(&engine, || drop(resources(&engine, &p)));
+    assert_eq!(done.runs, 0, "the same inputs are not tried again");
+    assert!(engine.counters().faults("toy", "trap") >= 1);
+    let next = now.clone().text("a", "mended");
+    go(&engine, &mut now, next);
+    assert_eq!(text(&engine, &p, "a").as_deref(), Some("mended"));
+    assert_eq!(text(&engine, &late, "a").as_deref(), Some("mended"));
+}

@@ -1,0 +1,415 @@
+//! One stream's task: carries requests, pushes, jobs and responses between the transport, the server and the
+//! [stream's state](crate::stream).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Instant, SystemTime};
+
+use tokio::sync::{mpsc, oneshot};
+use tonic::{Code, Status, Streaming};
+use trysail_model::ResourceName;
+
+use crate::codec::{Incoming, Outgoing};
+use crate::config::PushReport;
+use crate::job::{Done, Reply};
+use crate::kind::Kind;
+use crate::nack;
+use crate::pool::{Lane, Panicked};
+use crate::request::{Protocol, Request, first_message};
+use crate::server::{Admitted, Push, Server};
+use crate::stream::{Event, Rejected, Stream};
+use crate::watch::Watch;
+
+/// Serves a stream to its end. Whatever the reason, what the server knows of it is gone afterwards.
+pub(crate) async fn run(
+    server: Server,
+    protocol: Protocol,
+    address: Option<String>,
+    mut inbound: Streaming<Incoming>,
+    responses_tx: mpsc::Sender<Result<Outgoing, Status>>,
+) {
+    let served = match open(&server, protocol, address, &mut inbound).await {
+        Ok(Some(connection)) => connection.serve(&mut inbound, &responses_tx).await,
+        Ok(None) => Ok(()),
+        Err(status) => Err(status),
+    };
+    if let Err(status) = served {
+        tracing::debug!(code = ?status.code(), message = status.message(), "a stream ended");
+        // Nobody may be there any more to hear it.
+        let _ = responses_tx.send(Err(status)).await;
+    }
+}
+
+/// Reads the first request. `None` when the client left before.
+async fn open(
+    server: &Server,
+    protocol: Protocol,
+    address: Option<String>,
+    inbound: &mut Streaming<Incoming>,
+) -> Result<Option<Connection>, Status> {
+    let mut stop = server.stop_rx();
+    loop {
+        let received = tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return Err(stopping()),
+            received = inbound.message() => received.map_err(transport)?,
+        };
+        let Some((request, bytes)) = received else {
+            return Ok(None);
+        };
+        server.metrics().received(bytes);
+        if request.is_health() {
+            // The agent may be faster than Envoy; as with istiod this report is lost, and the next one comes soon.
+            tracing::warn!("a health report came before the first request");
+            continue;
+        }
+        let proxy = first_message(&request)?;
+        let admitted = server.admit(protocol, address, proxy);
+        tracing::info!(proxy = &*admitted.entry.connection, ?protocol, "connected");
+        let mut connection = Connection {
+            server: server.clone(),
+            protocol,
+            stream: Stream::new(protocol, admitted.entry.proxy()),
+            admitted,
+            pushes_forced: 0,
+            waiting_since: None,
+            set: None,
+            n_sent: 0,
+            is_tracing_nack: Arc::default(),
+        };
+        connection.on_request(&request)?;
+        return Ok(Some(connection));
+    }
+}
+
+/// A stream whose proxy is known.
+struct Connection {
+    server: Server,
+    protocol: Protocol,
+    stream: Stream,
+    /// Its entry in the server's registry, which ends with it.
+    admitted: Admitted,
+    /// Forced pushes that were taken into account.
+    pushes_forced: u64,
+    /// When the oldest push that waits was seen; unset when none waits.
+    waiting_since: Option<Instant>,
+    /// The set of replies in the making; unset before the first.
+    set: Option<Set>,
+    n_sent: u64,
+    /// A NACK is on its way to the log already.
+    is_tracing_nack: Arc<AtomicBool>,
+}
+
+/// What the responses of one translation have in common.
+struct Set {
+    version: Arc<str>,
+    /// The oldest push in it; unset if only requests are.
+    since: Option<Instant>,
+    started: Instant,
+    /// When the transport was first asked to take the next response.
+    ready: Instant,
+}
+
+type JobResult = Result<Result<Done, Panicked>, oneshot::error::RecvError>;
+
+impl Connection {
+    /// Runs until the client leaves, or with the status that the stream ends with.
+    async fn serve(
+        mut self,
+        inbound: &mut Streaming<Incoming>,
+        responses_tx: &mpsc::Sender<Result<Outgoing, Status>>,
+    ) -> Result<(), Status> {
+        let mut stop = self.server.stop_rx();
+        let mut pushes = self.server.pushes_rx();
+        let mut job_rx = None;
+        let mut is_open = true;
+        loop {
+            // Translating waits for the transport too: what a slow reader does not read is not even made.
+            let wants_permit = self.stream.has_reply() || self.stream.wants_job();
+            if !is_open && !wants_permit && job_rx.is_none() {
+                // A client that only asks and closes its side gets its answers first.
+                return Ok(());
+            }
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return Err(stopping()),
+                () = responses_tx.closed() => return Ok(()),
+                // Requests before pushes, as in istiod: they say what a push has to hold.
+                received = inbound.message(), if is_open => match received.map_err(transport)? {
+                    Some((request, bytes)) => {
+                        self.server.metrics().received(bytes);
+                        self.on_request(&request)?;
+                    }
+                    None => is_open = false,
+                },
+                Ok(()) = pushes.changed() => {
+                    let push = pushes.borrow_and_update().clone();
+                    self.on_push(&push);
+                }
+                result = finished(&mut job_rx) => {
+                    job_rx = None;
+                    self.on_job(result)?;
+                }
+                permit = responses_tx.reserve(), if wants_permit => {
+                    let Ok(permit) = permit else { return Ok(()) };
+                    if self.stream.has_reply() {
+                        if let Some(outgoing) = self.next() {
+                            permit.send(Ok(outgoing));
+                        }
+                    } else {
+                        job_rx = Some(self.start_job());
+                    }
+                }
+            }
+        }
+    }
+
+    fn on_request(&mut self, request: &Request) -> Result<(), Status> {
+        if request.is_debug() {
+            return Err(Status::unauthenticated("authentication required"));
+        }
+        if request.is_health() {
+            return Ok(());
+        }
+        let event = self.stream.on_request(request, self.server.interner());
+        if let Some(kind) = Kind::of(&request.type_url) {
+            self.admitted
+                .entry
+                .watches(kind, self.stream.watch(kind).map(Watch::watched));
+        }
+        match event {
+            Event::Nothing => {}
+            Event::Acked(kind) => self.admitted.entry.update(kind, |status| {
+                status.acked_nonce.clone_from(&status.sent_nonce);
+                status.acked_version.clone_from(&status.sent_version);
+                status.last_error = None;
+            }),
+            Event::Expired(kind) => {
+                self.server.metrics().expired_nonce(kind);
+                tracing::debug!(proxy = self.name(), r#type = kind.short(), "expired nonce");
+            }
+            Event::Unserved => {
+                // istiod ends the stream: such types fall to its API generator, which wants an identity. A proxy that
+                // asks for one type too many should not lose the others.
+                tracing::warn!(
+                    proxy = self.name(),
+                    type_url = nack::cut(&request.type_url, 256),
+                    "a type that is not served here; not answered"
+                );
+            }
+            Event::Rejected(rejected) => self.on_nack(rejected),
+        }
+        Ok(())
+    }
+
+    fn on_nack(&self, nack: Rejected) {
+        self.server.metrics().rejected(nack.kind);
+        if let Some(kind) = nack.kind {
+            self.admitted.entry.update(kind, |status| {
+                status.n_rejected += 1;
+                status.last_error = Some(nack::cut(&nack.words, nack::MAX_WORDS).to_owned());
+            });
+        }
+        if nack.is_repeated {
+            return;
+        }
+        // One at a time: a client that floods the server with NACKs fills no queue.
+        if self.is_tracing_nack.swap(true, Ordering::AcqRel) {
+            return nack::plain(self.name(), &nack);
+        }
+        let is_tracing = self.is_tracing_nack.clone();
+        let (translator, proxy) = (
+            self.server.translator().clone(),
+            self.stream.proxy().clone(),
+        );
+        let connection = self.admitted.entry.connection.clone();
+        // The outcome is a log line; if the translation panics there, the NACK is at least counted.
+        let _ = self.server.pool().run(Lane::Request, move || {
+            let _reset = Reset(is_tracing);
+            nack::log(&*translator, &proxy, &connection, &nack);
+        });
+    }
+
+    fn on_push(&mut self, push: &Push) {
+        let is_forced = push.n_forced != self.pushes_forced;
+        self.pushes_forced = push.n_forced;
+        if !is_forced && self.stream.served() >= Some(push.revision) {
+            return;
+        }
+        self.waiting_since.get_or_insert(push.since);
+        self.stream.on_push(is_forced);
+    }
+
+    fn start_job(&mut self) -> oneshot::Receiver<Result<Done, Panicked>> {
+        let since = self.waiting_since.take();
+        let now = Instant::now();
+        self.set = Some(Set {
+            version: self.server.version(),
+            since,
+            started: now,
+            ready: now,
+        });
+        let job = self.stream.job();
+        let lane = if since.is_some() {
+            Lane::Push
+        } else {
+            Lane::Request
+        };
+        let (translator, deltas) = (
+            self.server.translator().clone(),
+            self.server.deltas().clone(),
+        );
+        let metrics = self.server.metrics().clone();
+        self.server.pool().run(lane, move || {
+            if since.is_some() {
+                metrics.queued(now.elapsed());
+            }
+            job.run(&*translator, &deltas)
+        })
+    }
+
+    fn on_job(&mut self, result: JobResult) -> Result<(), Status> {
+        let done = match result {
+            Ok(Ok(done)) => done,
+            Ok(Err(Panicked(message))) => {
+                // Only this stream notices, and it keeps what it has.
+                self.server.metrics().internal_error();
+                tracing::error!(proxy = self.name(), message, "the translation panicked");
+                self.stream.fail();
+                self.waiting_since = self.set.take().and_then(|set| set.since);
+                return Ok(());
+            }
+            Err(_) => return Err(stopping()),
+        };
+        if let Some(set) = &mut self.set {
+            set.started = done.started;
+            set.ready = Instant::now();
+        }
+        self.stream.finish(done);
+        self.admitted
+            .entry
+            .served(self.stream.proxy(), self.stream.served());
+        self.converge();
+        Ok(())
+    }
+
+    /// The next response, as the transport takes it.
+    fn next(&mut self) -> Option<Outgoing> {
+        let version = self
+            .set
+            .as_ref()
+            .map(|set| set.version.clone())
+            .unwrap_or_default();
+        self.n_sent += 1;
+        let nonce = self
+            .server
+            .nonce(&version, self.admitted.number, self.n_sent);
+        let reply = self.stream.next(&nonce)?;
+        let (kind, report) = (reply.kind, self.report(&reply));
+        let outgoing = Outgoing {
+            protocol: self.protocol,
+            type_url: kind.url().clone(),
+            version,
+            nonce,
+            resources: reply.resources,
+            removed: if self.protocol == Protocol::Delta {
+                reply.removed
+            } else {
+                Vec::new()
+            },
+        };
+        self.admitted.entry.update(kind, |status| {
+            status.sent_nonce.clone_from(&outgoing.nonce);
+            outgoing
+                .version
+                .as_ref()
+                .clone_into(&mut status.sent_version);
+            status.sent_at = Some(SystemTime::now());
+            status.n_sent += 1;
+        });
+        if let Some(set) = &mut self.set {
+            let (took, waited) = (set.started.elapsed(), set.ready.elapsed());
+            self.server
+                .metrics()
+                .sent(kind, outgoing.body_len(), took, waited);
+            set.ready = Instant::now();
+        }
+        if let (Some(report), Some(on_push)) = (report, self.server.on_push()) {
+            on_push(&report);
+        }
+        self.converge();
+        Some(outgoing)
+    }
+
+    /// Once all of a push is sent, the proxy has converged.
+    fn converge(&mut self) {
+        if !self.stream.has_reply()
+            && let Some(since) = self.set.as_mut().and_then(|set| set.since.take())
+        {
+            self.server.metrics().converged(since.elapsed());
+        }
+    }
+
+    /// What the observer is told; `None` when there is no observer.
+    fn report(&self, reply: &Reply) -> Option<PushReport> {
+        self.server.on_push()?;
+        let text = |name: &ResourceName| name.as_str().to_owned();
+        let changed = match &reply.changed {
+            Some(changed) => changed
+                .iter()
+                .map(|resource| text(&resource.name))
+                .collect(),
+            None => reply
+                .resources
+                .iter()
+                .map(|(resource, _)| text(&resource.name))
+                .collect(),
+        };
+        Some(PushReport {
+            proxy: self.stream.proxy().clone(),
+            connection: self.admitted.entry.connection.clone(),
+            kind: reply.kind.short(),
+            changed,
+            removed: reply.removed.iter().map(text).collect(),
+            n_resources: reply.resources.len(),
+            bytes: reply
+                .resources
+                .iter()
+                .map(|(resource, _)| resource.body.len())
+                .sum(),
+            revision: self.stream.served().unwrap_or_default(),
+        })
+    }
+
+    fn name(&self) -> &str {
+        &self.admitted.entry.connection
+    }
+}
+
+/// Clears a flag when dropped, also by a panic.
+struct Reset(Arc<AtomicBool>);
+
+impl Drop for Reset {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+/// The result of the job, if one is running.
+async fn finished(job_rx: &mut Option<oneshot::Receiver<Result<Done, Panicked>>>) -> JobResult {
+    match job_rx {
+        Some(job_rx) => job_rx.await,
+        None => std::future::pending().await,
+    }
+}
+
+fn stopping() -> Status {
+    Status::unavailable("the server is stopping")
+}
+
+/// The code that gRPC libraries use for a message that is too long; tonic has its own.
+fn transport(status: Status) -> Status {
+    match status.code() {
+        Code::OutOfRange => Status::resource_exhausted(status.message()),
+        _ => status,
+    }
+}

@@ -1,0 +1,329 @@
+//! The server: what all streams share.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Instant, SystemTime};
+
+use parking_lot::Mutex;
+use prost_types::Timestamp;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::transport::server::TcpIncoming;
+use trysail_model::{Proxy, Translator};
+
+use crate::Metrics;
+use crate::config::{Config, PushInfo, PushReport};
+use crate::diff::DeltaCache;
+use crate::names::Interner;
+use crate::pool::{Lane, Pool};
+use crate::reflection;
+use crate::request::Protocol;
+use crate::service::AdsService;
+use crate::status::{Entry, ProxyStatus};
+
+/// A discovery server. Clones are handles of the same server.
+#[derive(Clone)]
+pub struct Server {
+    shared: Arc<Shared>,
+}
+
+type Observer = Arc<dyn Fn(&PushReport) + Send + Sync>;
+
+struct Shared {
+    translator: Arc<dyn Translator>,
+    pool: Pool,
+    deltas: Arc<DeltaCache>,
+    interner: Interner,
+    metrics: Metrics,
+    on_push: Option<Observer>,
+    transport: Transport,
+    pushes_tx: watch::Sender<Push>,
+    stop_tx: watch::Sender<bool>,
+    connections: Mutex<BTreeMap<u64, Arc<Entry>>>,
+    n_connections: AtomicU64,
+    /// What tells this process's nonces from those of others.
+    process: u64,
+}
+
+/// What the transport needs of [`Config`].
+struct Transport {
+    max_streams: u32,
+    max_receive_bytes: usize,
+    keepalive_interval: std::time::Duration,
+    keepalive_timeout: std::time::Duration,
+    max_connection_age: Option<std::time::Duration>,
+    max_connection_age_grace: std::time::Duration,
+}
+
+/// The newest push. Streams see only this one, however many they missed.
+#[derive(Clone, Debug)]
+pub(crate) struct Push {
+    pub(crate) revision: u64,
+    /// `<time>/<counter>`.
+    pub(crate) version: Arc<str>,
+    pub(crate) since: Instant,
+    /// Forced pushes so far: whoever missed one sees that the number grew.
+    pub(crate) n_forced: u64,
+    counter: u64,
+}
+
+impl Server {
+    /// A server of a translation. Its threads start now and end with the last handle and stream.
+    pub fn new(translator: Arc<dyn Translator>, config: Config) -> Server {
+        let Config {
+            n_workers,
+            max_streams,
+            max_receive_bytes,
+            keepalive_interval,
+            keepalive_timeout,
+            max_connection_age,
+            max_connection_age_grace,
+            max_cached_differences,
+            metrics,
+            on_push,
+        } = config;
+        let push = Push {
+            revision: translator.revision(),
+            version: version(1),
+            since: Instant::now(),
+            n_forced: 0,
+            counter: 1,
+        };
+        let shared = Shared {
+            translator,
+            pool: Pool::new(n_workers),
+            deltas: Arc::new(DeltaCache::new(max_cached_differences)),
+            interner: Interner::default(),
+            metrics,
+            on_push,
+            transport: Transport {
+                max_streams,
+                max_receive_bytes,
+                keepalive_interval,
+                keepalive_timeout,
+                max_connection_age,
+                max_connection_age_grace,
+            },
+            pushes_tx: watch::Sender::new(push),
+            stop_tx: watch::Sender::new(false),
+            connections: Mutex::default(),
+            n_connections: AtomicU64::new(0),
+            // The standard library's way to a random number.
+            process: RandomState::new().hash_one(SystemTime::now()),
+        };
+        Server {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// Tells all streams that a new snapshot is committed. Returns at once; streams that are busy or slow see only the
+    /// newest of the pushes that they missed.
+    pub fn notify(&self, push: PushInfo) {
+        let PushInfo {
+            revision,
+            reasons,
+            since,
+            forced,
+        } = push;
+        self.shared.metrics.triggered(&reasons);
+        self.shared.pushes_tx.send_modify(|newest| {
+            newest.counter += 1;
+            newest.version = version(newest.counter);
+            // Two threads may notify in the wrong order.
+            newest.revision = newest.revision.max(revision);
+            newest.since = since;
+            newest.n_forced += u64::from(forced);
+        });
+    }
+
+    /// The discovery service, for a router of the caller's.
+    pub fn service(&self) -> AdsService {
+        AdsService::new(self.clone(), self.shared.transport.max_receive_bytes)
+    }
+
+    /// Serves plaintext gRPC, with reflection, until `shutdown` is done; then ends all streams with `Unavailable`, so that
+    /// proxies go elsewhere, and returns once they are closed, or after the grace time. [`Server::stop`] ends it too.
+    ///
+    /// # Errors
+    /// The transport failed as a whole; failures of single connections are theirs alone.
+    pub async fn serve(
+        &self,
+        listener: TcpListener,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), tonic::transport::Error> {
+        let transport = &self.shared.transport;
+        let mut builder = tonic::transport::Server::builder()
+            .max_concurrent_streams(transport.max_streams)
+            .http2_keepalive_interval(Some(transport.keepalive_interval))
+            .http2_keepalive_timeout(Some(transport.keepalive_timeout));
+        if let Some(age) = transport.max_connection_age {
+            builder = builder
+                .max_connection_age(age)
+                .max_connection_age_grace(transport.max_connection_age_grace);
+        }
+        let descriptors = reflection::descriptors();
+        let reflect = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(&descriptors)
+        };
+        let (v1, v1alpha) = (reflect().build_v1(), reflect().build_v1alpha());
+        let router = builder.add_service(self.service());
+        // Both are made from the descriptors of this binary; without them everything else still works.
+        let router = router
+            .add_optional_service(v1.ok())
+            .add_optional_service(v1alpha.ok());
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let mut stop = self.stop_rx();
+        let serving = router.serve_with_incoming_shutdown(incoming, async move {
+            let _ = stop.wait_for(|stop| *stop).await;
+        });
+        let grace = transport.max_connection_age_grace;
+        let mut stop = self.stop_rx();
+        let stopping = async {
+            tokio::select! {
+                () = shutdown => self.stop(),
+                _ = stop.wait_for(|stop| *stop) => {}
+            }
+            // A client that does not read does not hear that its stream ended either.
+            tokio::time::sleep(grace).await;
+        };
+        tokio::select! {
+            served = serving => served,
+            () = stopping => Ok(()),
+        }
+    }
+
+    /// Ends all streams, and those that come, with `Unavailable`.
+    pub fn stop(&self) {
+        self.shared.stop_tx.send_replace(true);
+    }
+
+    /// The proxies that are connected now, in the order in which they came.
+    pub fn status(&self) -> Vec<ProxyStatus> {
+        let entries: Vec<Arc<Entry>> = self.shared.connections.lock().values().cloned().collect();
+        entries.iter().map(|entry| entry.status()).collect()
+    }
+
+    pub(crate) fn translator(&self) -> &Arc<dyn Translator> {
+        &self.shared.translator
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.shared.pool
+    }
+
+    pub(crate) fn deltas(&self) -> &Arc<DeltaCache> {
+        &self.shared.deltas
+    }
+
+    pub(crate) fn interner(&self) -> &Interner {
+        &self.shared.interner
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    pub(crate) fn on_push(&self) -> Option<&Observer> {
+        self.shared.on_push.as_ref()
+    }
+
+    pub(crate) fn pushes_rx(&self) -> watch::Receiver<Push> {
+        self.shared.pushes_tx.subscribe()
+    }
+
+    pub(crate) fn stop_rx(&self) -> watch::Receiver<bool> {
+        self.shared.stop_tx.subscribe()
+    }
+
+    /// The version of a response that is made now.
+    pub(crate) fn version(&self) -> Arc<str> {
+        self.shared.pushes_tx.borrow().version.clone()
+    }
+
+    /// A nonce that no other response has, of whatever stream or replica. It begins with the version, like istiod's.
+    pub(crate) fn nonce(&self, version: &str, connection: u64, number: u64) -> String {
+        format!(
+            "{version}-{:016x}-{connection:x}-{number:x}",
+            self.shared.process
+        )
+    }
+
+    /// Takes a proxy into the registry.
+    pub(crate) fn admit(
+        &self,
+        protocol: Protocol,
+        address: Option<String>,
+        proxy: Proxy,
+    ) -> Admitted {
+        let number = self.shared.n_connections.fetch_add(1, Ordering::Relaxed) + 1;
+        let connection: Arc<str> = format!("{}-{number}", proxy.id).into();
+        let version = proxy.metadata_text("ISTIO_VERSION").unwrap_or_default();
+        let entry = Arc::new(Entry::new(connection, protocol, address, Arc::new(proxy)));
+        self.shared.connections.lock().insert(number, entry.clone());
+        let version_label = self.shared.metrics.connected.add(&version);
+        Admitted {
+            server: self.clone(),
+            number,
+            entry,
+            version_label,
+        }
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("n_connected", &self.shared.connections.lock().len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A proxy's place in the registry; dropping it takes the proxy out and lets the translation forget it.
+pub(crate) struct Admitted {
+    server: Server,
+    pub(crate) number: u64,
+    pub(crate) entry: Arc<Entry>,
+    version_label: String,
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let shared = &self.server.shared;
+        shared.connections.lock().remove(&self.number);
+        shared.metrics.connected.remove(&self.version_label);
+        tracing::info!(proxy = &*self.entry.connection, "disconnected");
+        let (translator, proxy) = (shared.translator.clone(), self.entry.proxy());
+        // Nobody waits for it; a panic in it is nobody's either.
+        let _ = shared
+            .pool
+            .run(Lane::Request, move || translator.forget(&proxy));
+    }
+}
+
+/// `<RFC 3339 time, in seconds>/<counter>`.
+fn version(counter: u64) -> Arc<str> {
+    let mut now = Timestamp::from(SystemTime::now());
+    now.nanos = 0;
+    format!("{now}/{counter}").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_look_like_istiods() {
+        let version = version(12);
+        let (time, counter) = version.split_once('/').unwrap();
+        assert_eq!(counter, "12");
+        assert_eq!(
+            (time.len(), time.ends_with('Z')),
+            ("2026-11-21T06:31:32Z".len(), true)
+        );
+    }
+}

@@ -1,0 +1,370 @@
+//! TLS of inbound filter chains: mTLS with the workload's certificate, and the TLS settings of Sidecar ingress listeners.
+//!
+//! Nothing here warns or rejects; unknown cipher suites of a Sidecar are left out.
+
+use trysail_sdk::proto::envoy::config::core::v3::{
+    self as core, AggregatedConfigSource, ApiConfigSource, ConfigSource, DataSource, GrpcService, api_config_source,
+    config_source, data_source, grpc_service,
+};
+use trysail_sdk::proto::envoy::extensions::transport_sockets::tls::v3::{
+    CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, TlsParameters,
+    certificate_validation_context, common_tls_context, tls_parameters,
+};
+use trysail_sdk::proto::envoy::r#type::matcher::v3::{StringMatcher, string_matcher};
+use trysail_sdk::proto::istio::mesh::v1alpha1::{MeshConfig, mesh_config};
+use trysail_sdk::proto::istio::networking::v1alpha3::{ServerTlsSettings, server_tls_settings};
+use trysail_sdk::prost_types::Duration;
+use trysail_sdk::{Ctx, Failure, Item, Message, Output};
+
+use crate::{node, parts};
+
+const TCP_ALPN: [&str; 3] = ["istio-peer-exchange", "h2", "http/1.1"];
+const HTTP_ALPN: [&str; 2] = ["h2", "http/1.1"];
+
+/// Cipher suites that both ends of a mesh connection accept.
+const CIPHERS: [&str; 6] = [
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "AES256-GCM-SHA384",
+    "AES128-GCM-SHA256",
+];
+
+/// Those of FIPS 140-2.
+const FIPS_CIPHERS: [&str; 4] = [
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+];
+
+/// Cipher suites that a Sidecar may name.
+const KNOWN_CIPHERS: [&str; 16] = [
+    "ALL",
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+    "ECDHE-ECDSA-CHACHA20-POLY1305",
+    "ECDHE-RSA-CHACHA20-POLY1305",
+    "ECDHE-ECDSA-AES128-SHA",
+    "ECDHE-RSA-AES128-SHA",
+    "ECDHE-ECDSA-AES256-SHA",
+    "ECDHE-RSA-AES256-SHA",
+    "AES128-GCM-SHA256",
+    "AES256-GCM-SHA384",
+    "AES128-SHA",
+    "AES256-SHA",
+    "DES-CBC3-SHA",
+];
+
+/// `listeners/mtls-socket` `http` or `tcp`: the transport socket of chains that ask clients for their mesh identity.
+pub fn mtls_socket(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
+    let tcp = args.first().is_some_and(|a| a == "tcp");
+    let [exchange, no_exchange_alpn, any_trust_domain] =
+        ctx.flags(["PILOT_ENABLE_METADATA_EXCHANGE", "PILOT_DISABLE_MX_ALPN", "PILOT_SKIP_VALIDATE_TRUST_DOMAIN"])?;
+    let mesh = ctx.mesh_config(&["mesh_mTLS", "trust_domain", "trust_domain_aliases", "ca_certificates"])?;
+    let settings = mesh.mesh_m_tls.clone().unwrap_or_default();
+    let ciphers = if settings.cipher_suites.is_empty() { owned(&CIPHERS) } else { settings.cipher_suites };
+    let mut common = CommonTlsContext {
+        alpn_protocols: if tcp && exchange && !no_exchange_alpn { owned(&TCP_ALPN) } else { owned(&HTTP_ALPN) },
+        tls_params: Some(TlsParameters {
+            cipher_suites: ciphers,
+            tls_minimum_protocol_version: min_version(settings.min_protocol_version),
+            tls_maximum_protocol_version: tls_parameters::TlsProtocol::TlSv13 as i32,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let sans = if any_trust_domain { Vec::new() } else { trust_domains(&mesh) };
+    let metadata = |key: &str| ctx.proxy_metadata(key).unwrap_or_default();
+    let files = Files {
+        chain: metadata("TLS_SERVER_CERT_CHAIN"),
+        key: metadata("TLS_SERVER_KEY"),
+        root: metadata("TLS_SERVER_ROOT_CERT"),
+        server: file_server(ctx),
+    };
+    files.apply(&mut common, sans, true, &ServerTlsSettings::default());
+    comply(ctx, &mut common)?;
+    let context = DownstreamTlsContext {
+        common_tls_context: Some(common),
+        require_client_certificate: Some(true),
+        ..Default::default()
+    };
+    let mut output = Output::empty();
+    output.item(Item::new("mtls-socket", Message::of(&parts::tls_socket(&context))));
+    Ok(output)
+}
+
+/// The context of a Sidecar ingress listener with TLS settings of its own.
+pub fn ingress(ctx: &Ctx<'_>, settings: &ServerTlsSettings) -> Result<DownstreamTlsContext, Failure> {
+    use server_tls_settings::TlSmode;
+    let mode = TlSmode::try_from(settings.mode).unwrap_or(TlSmode::Passthrough);
+    let required = matches!(mode, TlSmode::Mutual | TlSmode::IstioMutual);
+    let validates = required || mode == TlSmode::OptionalMutual;
+    let mut common = CommonTlsContext { alpn_protocols: owned(&HTTP_ALPN), ..Default::default() };
+    let exact: Vec<StringMatcher> = settings.subject_alt_names.iter().map(|san| exact_match(san)).collect();
+
+    if mode == TlSmode::IstioMutual {
+        let metadata = |key: &str| ctx.proxy_metadata(key).unwrap_or_default();
+        let files = Files {
+            chain: metadata("TLS_SERVER_CERT_CHAIN"),
+            key: metadata("TLS_SERVER_KEY"),
+            root: metadata("TLS_SERVER_ROOT_CERT"),
+            server: file_server(ctx),
+        };
+        files.apply(&mut common, exact, validates, settings);
+    } else if !settings.credential_name.is_empty() || !settings.credential_names.is_empty() {
+        credentials(&mut common, settings, mode, exact);
+    } else {
+        let files = Files {
+            chain: settings.server_certificate.clone(),
+            key: settings.private_key.clone(),
+            root: settings.ca_certificates.clone(),
+            server: file_server(ctx),
+        };
+        files.apply(&mut common, exact, validates, settings);
+    }
+    if matches!(mode, TlSmode::Simple | TlSmode::Mutual | TlSmode::OptionalMutual) {
+        let defaults = ctx.mesh_config(&["tls_defaults"])?.tls_defaults;
+        parameters(&mut common, defaults, settings);
+    }
+    comply(ctx, &mut common)?;
+    Ok(DownstreamTlsContext {
+        common_tls_context: Some(common),
+        require_client_certificate: Some(required),
+        ..Default::default()
+    })
+}
+
+/// The mesh's defaults under the listener's own parameters.
+fn parameters(common: &mut CommonTlsContext, defaults: Option<mesh_config::TlsConfig>, settings: &ServerTlsSettings) {
+    let mut params = TlsParameters::default();
+    if let Some(defaults) = defaults {
+        params.ecdh_curves = defaults.ecdh_curves;
+        params.cipher_suites = defaults.cipher_suites;
+        if defaults.min_protocol_version != 0 {
+            params.tls_minimum_protocol_version = min_version(defaults.min_protocol_version);
+        }
+    }
+    // Both enumerations count from "automatic" over TLS 1.0 to 1.3.
+    if settings.min_protocol_version != 0 {
+        params.tls_minimum_protocol_version = settings.min_protocol_version;
+    }
+    if settings.max_protocol_version != 0 {
+        params.tls_maximum_protocol_version = settings.max_protocol_version;
+    }
+    let own: Vec<String> =
+        settings.cipher_suites.iter().filter(|c| KNOWN_CIPHERS.contains(&c.as_str())).cloned().collect();
+    if !own.is_empty() {
+        params.cipher_suites = own;
+    }
+    if params != TlsParameters::default() {
+        common.tls_params = Some(params);
+    }
+}
+
+/// Certificates by the names of secrets, which istiod serves.
+fn credentials(
+    common: &mut CommonTlsContext,
+    settings: &ServerTlsSettings,
+    mode: server_tls_settings::TlSmode,
+    exact: Vec<StringMatcher>,
+) {
+    use server_tls_settings::TlSmode;
+    let names: Vec<&String> = if settings.credential_names.is_empty() {
+        vec![&settings.credential_name]
+    } else {
+        settings.credential_names.iter().collect()
+    };
+    common.tls_certificate_sds_secret_configs = names.iter().map(|name| served_secret(name)).collect();
+    let ca = if settings.ca_cert_credential_name.is_empty() {
+        names.first().map(|name| format!("{name}-cacert")).unwrap_or_default()
+    } else {
+        settings.ca_cert_credential_name.clone()
+    };
+    if matches!(mode, TlSmode::Mutual | TlSmode::OptionalMutual) {
+        let context = CertificateValidationContext {
+            verify_certificate_spki: settings.verify_certificate_spki.clone(),
+            verify_certificate_hash: settings.verify_certificate_hash.clone(),
+            ..validation(exact, settings.insecure_skip_verify)
+        };
+        common.validation_context_type = Some(combined(context, served_secret(&ca)));
+    } else if !exact.is_empty() {
+        common.validation_context_type =
+            Some(common_tls_context::ValidationContextType::ValidationContext(validation(exact, None)));
+    }
+}
+
+/// Certificates by the paths of files, or the workload's own where no path is given.
+struct Files {
+    chain: String,
+    key: String,
+    root: String,
+    /// Secrets of files come from the agent's file server.
+    server: bool,
+}
+
+impl Files {
+    fn apply(&self, common: &mut CommonTlsContext, sans: Vec<StringMatcher>, validates: bool, settings: &ServerTlsSettings) {
+        let pair = |chain: &str, key: &str| {
+            let name = if chain.is_empty() || key.is_empty() { String::new() } else { format!("file-cert:{chain}~{key}") };
+            self.secret(name, "default")
+        };
+        common.tls_certificate_sds_secret_configs = if settings.tls_certificates.is_empty() {
+            vec![pair(&self.chain, &self.key)]
+        } else {
+            settings.tls_certificates.iter().map(|c| pair(&c.server_certificate, &c.private_key)).collect()
+        };
+        if validates {
+            let root = if self.root.is_empty() { String::new() } else { format!("file-root:{}", self.root) };
+            let mut context = validation(sans, settings.insecure_skip_verify);
+            if !settings.ca_crl.is_empty() {
+                context.crl = Some(DataSource {
+                    specifier: Some(data_source::Specifier::Filename(settings.ca_crl.clone())),
+                    ..Default::default()
+                });
+            }
+            common.validation_context_type = Some(combined(context, self.secret(root, "ROOTCA")));
+        }
+    }
+
+    fn secret(&self, file: String, fallback: &str) -> SdsSecretConfig {
+        match (file.is_empty(), self.server) {
+            (true, _) => agent_secret(fallback, "sds-grpc", true),
+            (false, true) => agent_secret(&file, "sds-files-grpc", false),
+            (false, false) => agent_secret(&file, "sds-grpc", false),
+        }
+    }
+}
+
+/// A secret from the agent. Envoy waits without a limit for the workload's own certificate and roots only.
+fn agent_secret(name: &str, cluster: &str, wait: bool) -> SdsSecretConfig {
+    let source = ApiConfigSource {
+        api_type: api_config_source::ApiType::Grpc as i32,
+        transport_api_version: core::ApiVersion::V3 as i32,
+        set_node_on_first_message_only: true,
+        grpc_services: vec![GrpcService {
+            target_specifier: Some(grpc_service::TargetSpecifier::EnvoyGrpc(grpc_service::EnvoyGrpc {
+                cluster_name: cluster.into(),
+                ..Default::default()
+            })),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    SdsSecretConfig {
+        name: name.into(),
+        sds_config: Some(ConfigSource {
+            initial_fetch_timeout: wait.then(Duration::default),
+            resource_api_version: core::ApiVersion::V3 as i32,
+            config_source_specifier: Some(config_source::ConfigSourceSpecifier::ApiConfigSource(source)),
+            ..Default::default()
+        }),
+    }
+}
+
+/// A secret that istiod serves. It may not exist, so Envoy does not wait for it forever.
+fn served_secret(name: &str) -> SdsSecretConfig {
+    match name {
+        "builtin://" => return agent_secret("default", "sds-grpc", true),
+        "builtin://-cacert" => return agent_secret("ROOTCA", "sds-grpc", true),
+        _ => {}
+    }
+    let name = name.strip_prefix("sds://").unwrap_or(name);
+    let known = ["kubernetes://", "kubernetes-gateway://", "configmap://", "builtin://", "invalid://"];
+    let name =
+        if known.iter().any(|p| name.starts_with(p)) { name.to_owned() } else { format!("kubernetes://{name}") };
+    SdsSecretConfig {
+        name,
+        sds_config: Some(ConfigSource {
+            resource_api_version: core::ApiVersion::V3 as i32,
+            config_source_specifier: Some(config_source::ConfigSourceSpecifier::Ads(AggregatedConfigSource {})),
+            ..Default::default()
+        }),
+    }
+}
+
+#[allow(deprecated)] // Envoy's newer field has other semantics for URI SANs; proxies of all versions read this one.
+fn validation(sans: Vec<StringMatcher>, insecure: Option<bool>) -> CertificateValidationContext {
+    use certificate_validation_context::TrustChainVerification;
+    let mut context = CertificateValidationContext { match_subject_alt_names: sans, ..Default::default() };
+    if insecure == Some(true) {
+        context.trust_chain_verification = TrustChainVerification::AcceptUntrusted as i32;
+    }
+    context
+}
+
+fn combined(context: CertificateValidationContext, roots: SdsSecretConfig) -> common_tls_context::ValidationContextType {
+    common_tls_context::ValidationContextType::CombinedValidationContext(
+        common_tls_context::CombinedCertificateValidationContext {
+            default_validation_context: Some(context),
+            validation_context_sds_secret_config: Some(roots),
+            ..Default::default()
+        },
+    )
+}
+
+fn file_server(ctx: &Ctx<'_>) -> bool {
+    node::is_true(ctx, "FILE_CREDENTIAL")
+}
+
+fn min_version(configured: i32) -> i32 {
+    let newest = mesh_config::tls_config::TlsProtocol::Tlsv13 as i32;
+    let version = if configured == newest { tls_parameters::TlsProtocol::TlSv13 } else { tls_parameters::TlsProtocol::TlSv12 };
+    version as i32
+}
+
+/// Identities of the mesh's trust domains, each once.
+fn trust_domains(mesh: &MeshConfig) -> Vec<StringMatcher> {
+    let mut seen: Vec<&str> = Vec::new();
+    let all = std::iter::once(&mesh.trust_domain)
+        .chain(&mesh.trust_domain_aliases)
+        .chain(mesh.ca_certificates.iter().flat_map(|c| &c.trust_domains));
+    for domain in all {
+        if !domain.is_empty() && !seen.contains(&domain.as_str()) {
+            seen.push(domain);
+        }
+    }
+    let prefix = |domain: &&str| StringMatcher {
+        match_pattern: Some(string_matcher::MatchPattern::Prefix(format!("spiffe://{domain}/"))),
+        ..Default::default()
+    };
+    seen.iter().map(prefix).collect()
+}
+
+fn exact_match(text: &str) -> StringMatcher {
+    StringMatcher { match_pattern: Some(string_matcher::MatchPattern::Exact(text.into())), ..Default::default() }
+}
+
+/// Narrows parameters to what the compliance policy of the control plane allows.
+fn comply(ctx: &Ctx<'_>, common: &mut CommonTlsContext) -> Result<(), Failure> {
+    let policy = ctx.features(&["COMPLIANCE_POLICY"])?.swap_remove(0);
+    match policy.as_str() {
+        "fips-140-2" => {
+            let params = common.tls_params.get_or_insert_default();
+            params.tls_minimum_protocol_version = tls_parameters::TlsProtocol::TlSv12 as i32;
+            params.tls_maximum_protocol_version = tls_parameters::TlsProtocol::TlSv12 as i32;
+            params.cipher_suites.retain(|c| FIPS_CIPHERS.contains(&c.as_str()));
+            params.ecdh_curves.clear();
+        }
+        "fips-140-3" => {
+            // Envoy's own policy overrides the other parameters.
+            let params = common.tls_params.get_or_insert_default();
+            params.compliance_policies = vec![tls_parameters::CompliancePolicy::Fips202205 as i32];
+        }
+        "pqc" => {
+            let params = common.tls_params.get_or_insert_default();
+            params.tls_minimum_protocol_version = tls_parameters::TlsProtocol::TlSv13 as i32;
+            params.cipher_suites = owned(&FIPS_CIPHERS);
+            params.ecdh_curves = vec!["X25519MLKEM768".into()];
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn owned(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|t| (*t).to_owned()).collect()
+}

@@ -1,0 +1,154 @@
+//! Destinations of a VirtualService: which cluster one means, and what its service and DestinationRule add to the route.
+//!
+//! A destination that leads nowhere still has its cluster's name in the route, so that requests to it fail instead of going
+//! elsewhere. Missing hosts, ports and subsets are diagnostics; nothing rejects.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use trysail_sdk::facts::{Object, Service, Strings};
+use trysail_sdk::prost::Message as _;
+use trysail_sdk::proto::envoy::config::route::v3::route_action::HashPolicy;
+use trysail_sdk::proto::envoy::extensions::filters::http::stateful_session::v3::StatefulSession;
+use trysail_sdk::proto::istio::networking::v1alpha3::{Destination, DestinationRule};
+use trysail_sdk::{Ctx, Diagnostic, Failure, Severity, hosts};
+
+use crate::{hash, session};
+
+/// What is known of one destination host, as this proxy sees it.
+#[derive(Default)]
+pub struct Target {
+    /// None if the proxy sees no service of that host.
+    service: Option<Service>,
+    rule: Option<DestinationRule>,
+    session: Option<StatefulSession>,
+}
+
+/// The destination hosts of one call, each asked for once.
+pub struct Targets<'c, 'h> {
+    ctx: &'c Ctx<'h>,
+    /// Port of the listener, 0 for one that serves all.
+    port: u32,
+    /// Services may have sticky sessions; asked with the first destination.
+    sessions: Option<bool>,
+    known: BTreeMap<String, Rc<Target>>,
+}
+
+impl<'c, 'h> Targets<'c, 'h> {
+    /// For routes of a listener port (0: all ports).
+    pub fn new(ctx: &'c Ctx<'h>, port: u32) -> Self {
+        Targets { ctx, port, sessions: None, known: BTreeMap::new() }
+    }
+
+    /// What is known of a host.
+    pub fn get(&mut self, host: &str) -> Result<Rc<Target>, Failure> {
+        if let Some(target) = self.known.get(host) {
+            return Ok(target.clone());
+        }
+        let target = Rc::new(self.ask(host)?);
+        self.known.insert(host.to_owned(), target.clone());
+        Ok(target)
+    }
+
+    fn ask(&mut self, host: &str) -> Result<Target, Failure> {
+        let keys: Strings = self.ctx.derived("scope", "service-key", &[host])?.unwrap_or_default();
+        let Some(key) = keys.values.first() else { return Ok(Target::default()) };
+        let rule = destination_rule(self.ctx, key)?;
+        let service = self.ctx.service(key)?;
+        let sessions = match self.sessions {
+            Some(sessions) => sessions,
+            None => *self.sessions.insert(session::enabled(self.ctx)?),
+        };
+        let session = match service.as_ref().filter(|s| sessions && serves(s, self.port)) {
+            Some(service) => session::of_service(self.ctx, service)?,
+            None => None,
+        };
+        Ok(Target { service, rule, session })
+    }
+
+    /// Name of the cluster that a destination means on this port.
+    pub fn cluster(&mut self, destination: &Destination) -> Result<String, Failure> {
+        if destination.host.is_empty() {
+            // Left by a reference that could not be resolved.
+            return Ok("UnknownService".to_owned());
+        }
+        let target = self.get(&destination.host)?;
+        let service = target.service.as_ref().filter(|s| serves(s, self.port));
+        // An alias has no cluster; what it stands for has.
+        let host = service.map(|s| s.external_name.as_str()).filter(|name| !name.is_empty()).unwrap_or(&destination.host);
+        let port = match (&destination.port, service) {
+            (Some(port), _) => port.number,
+            (None, Some(service)) if self.port == 0 && service.ports.len() == 1 => service.ports[0].port,
+            (None, _) => self.port,
+        };
+        Ok(format!("outbound|{port}|{}|{host}", destination.subset))
+    }
+
+    /// Hash policy of a destination, and whether its requests are pinned by a hash (even one that names nothing).
+    pub fn hash(&mut self, destination: &Destination) -> Result<(Option<HashPolicy>, bool), Failure> {
+        let target = self.get(&destination.host)?;
+        let found = target.rule.as_ref().and_then(|rule| hash::for_destination(rule, destination));
+        Ok((found.and_then(hash::policy), found.is_some()))
+    }
+
+    /// Sticky sessions of a destination's service.
+    pub fn session(&mut self, host: &str) -> Result<Option<StatefulSession>, Failure> {
+        Ok(self.get(host)?.session.clone())
+    }
+
+    /// What is wrong with a destination. `own_hosts` are those of the VirtualService: on a port that these do not have the
+    /// routes are never used, so a destination may lack it, too.
+    pub fn diagnose(
+        &mut self,
+        destination: &Destination,
+        object: &str,
+        field: &str,
+        own_hosts: &[String],
+        diagnostics: &mut Vec<Diagnostic>,
+    ) -> Result<(), Failure> {
+        let mut report = |severity, part: &str, message: String| {
+            let field = if part.is_empty() { field.to_owned() } else { format!("{field}.{part}") };
+            diagnostics.push(Diagnostic { severity, object: object.to_owned(), field, message });
+        };
+        let target = self.get(&destination.host)?;
+        let Some(service) = &target.service else {
+            report(Severity::Error, "host", format!("no service {:?} is visible to the proxies", destination.host));
+            return Ok(());
+        };
+        let named = destination.port.as_ref().map(|p| p.number);
+        match named {
+            Some(port) if !service.ports.iter().any(|p| p.port == port) => {
+                report(Severity::Error, "port.number", format!("service {} has no port {port}", destination.host));
+            }
+            None if self.port != 0
+                && !service.ports.iter().any(|p| p.port == self.port)
+                && !own_hosts.iter().any(|host| hosts::overlap(host, &destination.host)) =>
+            {
+                let message = format!("names no port, and service {} has no port {}", destination.host, self.port);
+                report(Severity::Warning, "", message);
+            }
+            _ => {}
+        }
+        if !destination.subset.is_empty() {
+            let subsets = target.rule.iter().flat_map(|rule| &rule.subsets);
+            if !subsets.into_iter().any(|s| s.name == destination.subset) {
+                let message =
+                    format!("subset {:?} of {} is in no DestinationRule", destination.subset, destination.host);
+                report(Severity::Error, "subset", message);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Does the listener's port concern the service? Of others nothing is known to routes.
+fn serves(service: &Service, port: u32) -> bool {
+    port == 0 || service.ports.iter().any(|p| p.port == port)
+}
+
+/// The effective DestinationRule of a service for this proxy.
+pub fn destination_rule(ctx: &Ctx<'_>, service_key: &str) -> Result<Option<DestinationRule>, Failure> {
+    let Some(object) = ctx.derived::<Object>("scope", "destination-rule", &[service_key])? else { return Ok(None) };
+    let rule = DestinationRule::decode(object.spec.as_slice());
+    rule.map(Some).map_err(|e| Failure::BadAnswer(format!("DestinationRule of {service_key}: {e}")))
+}

@@ -1,0 +1,65 @@
+//! Routes: what a sidecar does with an HTTP request once a listener has taken it (RDS, and the inline routes of inbound
+//! chains).
+//!
+//! It holds the choice of virtual hosts for an outbound route name, the translation of VirtualServices, and the default
+//! routes of services that have none. It deliberately does not know which services and VirtualServices a proxy may see
+//! (the scope stage), nor which listeners refer to a route configuration (the listeners stage).
+//!
+//! ```text
+//! config [route name]                plan: one RouteConfiguration, reads summaries only
+//!   ├─ virtual-service [key, port]   all routes of one VirtualService on one port; hook `routes`
+//!   ├─ service-default [key, port]   the one route of a service that has no VirtualService; hook `routes`
+//!   └─ session [key]                 a service's sticky sessions, spliced into its virtual hosts
+//! inbound [key, port, service port]  inline RouteConfiguration of an inbound chain
+//! ```
+//!
+//! **Invariant:** route items never depend on the proxy's namespace or DNS domain, except through the predicates that a
+//! VirtualService asks for by its own source matches, because they are what proxies share.
+
+mod action;
+mod catch_all;
+mod config;
+mod delegate;
+mod destination;
+mod domains;
+mod hash;
+mod headers;
+mod inbound;
+mod matching;
+mod policy;
+mod service_default;
+mod session;
+mod virtual_hosts;
+mod virtual_service;
+
+#[cfg(test)]
+mod testing;
+
+use trysail_sdk::{Ctx, Failure, Output};
+
+/// The stage: see the crate's diagram for its functions and their arguments.
+pub fn translate(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Output, Failure> {
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match (function, args.as_slice()) {
+        ("config", [route_name]) => config::route_configuration(ctx, route_name),
+        ("virtual-service", [key, port]) => virtual_service::routes(ctx, key, number(port)?),
+        ("service-default", [key, port]) => service_default::route(ctx, key, number(port)?, None),
+        ("service-default", [key, port, host]) => service_default::route(ctx, key, number(port)?, Some(host)),
+        ("session", [key]) => session::virtual_host_fields(ctx, key),
+        ("inbound", [service, port, service_port]) => inbound::route_configuration(ctx, service, port, service_port, None),
+        ("inbound", [service, port, service_port, protocol]) => {
+            inbound::route_configuration(ctx, service, port, service_port, Some(protocol))
+        }
+        ("config" | "virtual-service" | "service-default" | "session" | "inbound", _) => {
+            Err(Failure::BadArguments(format!("{function}({})", args.join(", "))))
+        }
+        _ => Err(Failure::UnknownFunction(function.to_owned())),
+    }
+}
+
+fn number(text: &str) -> Result<u32, Failure> {
+    text.parse().map_err(|_| Failure::BadArguments(format!("{text:?} is no port")))
+}
+
+#[cfg(target_family = "wasm")]
+trysail_sdk::export_stage!(translate);

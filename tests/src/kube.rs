@@ -1,0 +1,136 @@
+//! What the harness reads from a folder of YAML: the pods that it has to run, and the services that a client may call.
+//!
+//! This is no validating reader. The folder belongs to the control plane; documents that are not understood are passed over.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+/// Label that keeps a pod without a sidecar, as with Istio's injector.
+const INJECT: &str = "sidecar.istio.io/inject";
+
+/// A pod to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodSpec {
+    /// Name.
+    pub name: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Service account; its identity is in the pod's certificate.
+    pub service_account: String,
+    /// Address.
+    pub ip: Ipv4Addr,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Port that the workload listens on.
+    pub port: u16,
+    /// Whether a sidecar stands in it.
+    pub sidecar: bool,
+}
+
+impl PodSpec {
+    /// A pod that is in no folder, such as the client.
+    pub fn outside(name: &str, ip: Ipv4Addr) -> PodSpec {
+        PodSpec {
+            name: name.into(),
+            namespace: "default".into(),
+            service_account: name.into(),
+            ip,
+            labels: BTreeMap::from([("app".into(), name.into())]),
+            port: 8080,
+            sidecar: true,
+        }
+    }
+}
+
+/// A service that can be called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Cluster address.
+    pub ip: IpAddr,
+    /// First port.
+    pub port: u16,
+}
+
+/// All objects below a folder that are YAML or JSON.
+///
+/// # Errors
+/// When a file cannot be read or is no YAML.
+pub fn objects(folder: &Path) -> Result<Vec<Value>> {
+    let mut found = Vec::new();
+    let mut todo = vec![folder.to_owned()];
+    while let Some(folder) = todo.pop() {
+        let entries = fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+        for entry in entries {
+            let path = entry.with_context(|| format!("cannot read {}", folder.display()))?.path();
+            if path.is_dir() {
+                todo.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml" || extension == "json") {
+                let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+                found.extend(documents(&text).with_context(|| format!("{} is no YAML", path.display()))?);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The documents of a YAML text.
+///
+/// # Errors
+/// When it is no YAML.
+pub fn documents(text: &str) -> Result<Vec<Value>> {
+    use serde_json::Value;
+    let mut found = Vec::new();
+    for document in serde_yaml_ng::Deserializer::from_str(text) {
+        let value = <Value as serde::Deserialize>::deserialize(document)?;
+        if value.is_object() || value.is_array() {
+            found.push(value);
+        }
+    }
+    Ok(found)
+}
+
+fn text<'a>(value: &'a Value, path: &str) -> Option<&'a str> {
+    value.pointer(path).and_then(Value::as_str)
+}
+
+fn of_kind<'a>(objects: &'a [Value], kind: &'a str) -> impl Iterator<Item = &'a Value> {
+    objects.iter().filter(move |object| text(object, "/kind") == Some(kind))
+}
+
+/// The pods with an address.
+pub fn pods(objects: &[Value]) -> Vec<PodSpec> {
+    of_kind(objects, "Pod").filter_map(pod).collect()
+}
+
+fn pod(object: &Value) -> Option<PodSpec> {
+    let labels = object.pointer("/metadata/labels").and_then(Value::as_object);
+    let labels: BTreeMap<String, String> =
+        labels.into_iter().flatten().filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect();
+    let port = object.pointer("/spec/containers/0/ports/0/containerPort").and_then(Value::as_u64);
+    Some(PodSpec {
+        name: text(object, "/metadata/name")?.to_owned(),
+        namespace: text(object, "/metadata/namespace").unwrap_or("default").to_owned(),
+        service_account: text(object, "/spec/serviceAccountName").unwrap_or("default").to_owned(),
+        ip: text(object, "/status/podIP")?.parse().ok()?,
+        sidecar: labels.get(INJECT).is_none_or(|value| value != "false"),
+        labels,
+        port: port.and_then(|port| u16::try_from(port).ok()).unwrap_or(8080),
+    })
+}
+
+/// The services with a cluster address, by `name.namespace`.
+pub fn services(objects: &[Value]) -> BTreeMap<String, Service> {
+    let service = |object: &Value| {
+        let name = text(object, "/metadata/name")?;
+        let namespace = text(object, "/metadata/namespace").unwrap_or("default");
+        let port = object.pointer("/spec/ports/0/port").and_then(Value::as_u64)?;
+        let ip = text(object, "/spec/clusterIP")?.parse().ok()?;
+        Some((format!("{name}.{namespace}"), Service { ip, port: u16::try_from(port).ok()? }))
+    };
+    of_kind(objects, "Service").filter_map(service).collect()
+}

@@ -1,0 +1,167 @@
+//! A whole mesh: the control plane on a folder, a pod with a sidecar for each Pod in it, and pods outside of it.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use crate::bootstrap::Variant;
+use crate::control_plane::{self, ControlPlane};
+use crate::kube::{self, PodSpec};
+use crate::netns::{Interception, Network};
+use crate::pod::{Pod, Surroundings};
+use crate::sds::Authority;
+use crate::workload::{self, Call, Reply};
+use crate::{Say, envoy, eventually};
+
+/// How long anything may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What to bring up.
+pub struct Config {
+    /// The folder, served as it is.
+    pub folder: PathBuf,
+    /// Pods that are not in the folder.
+    pub outside: Vec<PodSpec>,
+    /// How traffic comes to sidecars.
+    pub interception: Interception,
+    /// Variant of xDS.
+    pub variant: Variant,
+    /// Environment of the control plane.
+    pub environment: Vec<(String, String)>,
+    /// What is being done.
+    pub say: Say,
+    /// Gets what the control plane prints.
+    pub echo: Option<fn(&str)>,
+}
+
+/// A running mesh. Dropping it stops everything and cleans up.
+pub struct Mesh {
+    // Fields are dropped in order: pods before the network, files last.
+    pods: BTreeMap<String, Pod>,
+    control_plane: ControlPlane,
+    around: Surroundings,
+    folder: PathBuf,
+    _files: tempfile::TempDir,
+}
+
+impl Mesh {
+    /// Brings it up; on return every sidecar takes traffic.
+    ///
+    /// # Errors
+    /// When a part does not come up; with its log.
+    pub async fn start(config: Config) -> Result<Mesh> {
+        let Config { folder, outside, interception, variant, environment, say, echo } = config;
+        let envoy = envoy::find(say)?;
+        let binary = control_plane::binary(say)?;
+        let network = Network::new(interception)?;
+        let files = tempfile::Builder::new().prefix(&format!("{}-", network.prefix())).tempdir().context("cannot make a folder")?;
+        // Sidecars run as another user.
+        let open = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(files.path(), open).context("cannot open up the folder of the mesh")?;
+        let envoy = envoy::within_reach(&envoy, files.path())?;
+        say(&format!("control plane: trysail discovery --configDir {} --registries=", folder.display()));
+        let serve = control_plane::Config { binary: &binary, folder: &folder, environment: &environment, echo };
+        let control_plane = ControlPlane::start(network.node(), &serve).await?;
+        let around = Surroundings {
+            network,
+            folder: files.path().to_owned(),
+            envoy,
+            control_plane: ControlPlane::address(),
+            variant,
+            authority: Authority::new()?,
+        };
+        let mut mesh = Mesh { pods: BTreeMap::new(), control_plane, around, folder, _files: files };
+        let mut specs = kube::pods(&kube::objects(&mesh.folder)?);
+        specs.extend(outside);
+        for spec in specs {
+            let sidecar = if spec.sidecar { "with a sidecar" } else { "without a sidecar" };
+            say(&format!("pod {} at {}, {sidecar}", spec.name, spec.ip));
+            mesh.add(spec)?;
+        }
+        for pod in mesh.pods.values_mut() {
+            pod.ready(PATIENCE).await?;
+        }
+        Ok(mesh)
+    }
+
+    /// Starts another pod, without waiting for it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn add(&mut self, spec: PodSpec) -> Result<&mut Pod> {
+        let pod = Pod::start(&self.around, spec)?;
+        let name = pod.spec.name.clone();
+        self.pods.remove(&name);
+        Ok(self.pods.entry(name).or_insert(pod))
+    }
+
+    /// Stops a pod.
+    pub fn remove(&mut self, name: &str) {
+        self.pods.remove(name);
+    }
+
+    /// A running pod.
+    ///
+    /// # Panics
+    /// When there is none of this name.
+    pub fn pod(&self, name: &str) -> &Pod {
+        self.pods.get(name).unwrap_or_else(|| panic!("no pod {name}"))
+    }
+
+    /// The folder that is served.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What the control plane printed.
+    pub fn control_plane(&self) -> &ControlPlane {
+        &self.control_plane
+    }
+
+    /// Calls a service by its host name, as the workload of a pod would: through its sidecar.
+    ///
+    /// # Errors
+    /// When there is no such service in the folder, or no answer.
+    pub async fn get(&self, from: &str, host: &str, path: &str, headers: &[(&str, &str)]) -> Result<Reply> {
+        let pod = self.pod(from);
+        // What the cluster's DNS would say.
+        let mut labels = host.split('.');
+        let (name, namespace) = (labels.next().unwrap_or_default(), labels.next().unwrap_or(&pod.spec.namespace));
+        let services = kube::services(&kube::objects(&self.folder)?);
+        let service = services.get(&format!("{name}.{namespace}")).with_context(|| format!("the folder has no service {host}"))?;
+        // Without redirection the sidecar's listeners for services are on the loopback address.
+        let is_direct = pod.spec.sidecar && self.around.network.interception() == Interception::None;
+        let ip = if is_direct { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { service.ip };
+        let to = SocketAddr::from((ip, service.port));
+        workload::call(pod.netns(), Call { to, host, method: "GET", path, headers }).await
+    }
+
+    /// Waits until an answer satisfies the condition.
+    ///
+    /// # Errors
+    /// When none does in time; with the last one.
+    pub async fn until(&self, from: &str, host: &str, what: &str, is: impl Fn(&Reply) -> bool) -> Result<Reply> {
+        let ask = || async {
+            let reply = self.get(from, host, "/", &[]).await?;
+            anyhow::ensure!(is(&reply), "the last answer was {} {}", reply.status, reply.body);
+            Ok(reply)
+        };
+        eventually(&format!("{from} calls {host}: {what}"), PATIENCE, ask).await
+    }
+
+    /// What any sidecar did not accept.
+    ///
+    /// # Errors
+    /// When a sidecar does not answer.
+    pub async fn rejections(&self) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        for pod in self.pods.values() {
+            found.extend(pod.rejections().await?);
+        }
+        Ok(found)
+    }
+}

@@ -1,0 +1,244 @@
+//! A running pod: its network namespace, its workload, its sidecar with the secret service beside it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+use tokio::task::JoinHandle;
+
+use crate::bootstrap::{self, ADMIN, Variant};
+use crate::envoy::write_readable;
+use crate::eventually;
+use crate::kube::PodSpec;
+use crate::netns::{Interception, Netns, Network, SIDECAR_UID};
+use crate::sds::{self, Authority};
+use crate::workload::{self, Call, Reply};
+
+/// What all pods of a mesh share.
+pub struct Surroundings {
+    /// Their network.
+    pub network: Network,
+    /// Folder for their files, open to the sidecars' user.
+    pub folder: PathBuf,
+    /// Envoy, within reach of that user.
+    pub envoy: PathBuf,
+    /// Plaintext xDS.
+    pub control_plane: SocketAddr,
+    /// Variant of xDS.
+    pub variant: Variant,
+    /// Who signs their certificates.
+    pub authority: Authority,
+}
+
+/// A running pod. Dropping it stops everything in it.
+pub struct Pod {
+    /// What it was made from.
+    pub spec: PodSpec,
+    // Fields are dropped in order: processes before the namespace that they are in.
+    sidecar: Option<Process>,
+    tasks: Tasks,
+    netns: Netns,
+    log: PathBuf,
+}
+
+/// A child process that ends with its owner.
+pub struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Process {
+    /// Starts a program in a network namespace. The kernel kills it when this process dies in whatever way.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn start(netns: &Netns, program: &Path, setup: impl FnOnce(&mut Command) + Send + 'static, user: Option<u32>) -> Result<Process> {
+        // setpriv sets what Rust's standard library cannot. The signal comes when the starting thread ends, so that must be
+        // the namespace's own thread.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL"]);
+        if let Some(user) = user {
+            command.args(["--reuid", &user.to_string(), "--regid", &user.to_string(), "--clear-groups"]);
+        }
+        command.arg("--").arg(program);
+        setup(&mut command);
+        // Ctrl-C at the terminal is for us: we stop the children in order.
+        command.process_group(0).stdin(Stdio::null());
+        let started = netns.enter(move || command.spawn());
+        started.map(Process).with_context(|| format!("cannot start {} (through setpriv)", program.display()))
+    }
+
+    /// The streams, to be taken once.
+    pub fn child(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+#[derive(Default)]
+struct Tasks(Vec<JoinHandle<()>>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.0.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Pod {
+    /// Starts a pod; its sidecar may not be ready yet.
+    ///
+    /// # Errors
+    /// When anything of it cannot be started.
+    pub fn start(around: &Surroundings, spec: PodSpec) -> Result<Pod> {
+        let interception = around.network.interception();
+        let netns = around.network.pod(&spec.name, spec.ip, spec.sidecar)?;
+        let folder = around.folder.join(&spec.name);
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let log = folder.join("envoy.log");
+        let mut pod = Pod { spec, sidecar: None, tasks: Tasks::default(), netns, log };
+        // Without redirection the pod's address belongs to the sidecar; see `bootstrap`.
+        let hidden = pod.spec.sidecar && interception == Interception::None;
+        let ip = if hidden { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
+        let listener = pod.netns.listen(ip, pod.spec.port)?;
+        pod.tasks.0.push(workload::serve(listener, &pod.spec));
+        if pod.spec.sidecar {
+            pod.start_sidecar(around, &folder)?;
+        }
+        Ok(pod)
+    }
+
+    fn start_sidecar(&mut self, around: &Surroundings, folder: &Path) -> Result<()> {
+        let interception = around.network.interception();
+        let socket = folder.join("sds.sock");
+        let _ = fs::remove_file(&socket);
+        let identity = around.authority.identity(&self.spec.namespace, &self.spec.service_account)?;
+        self.tasks.0.push(sds::serve(&socket, identity)?);
+        let config = bootstrap::bootstrap(&bootstrap::Config {
+            pod: &self.spec,
+            control_plane: around.control_plane,
+            sds: &socket,
+            variant: around.variant,
+            interception,
+        });
+        let file = folder.join("bootstrap.json");
+        write_readable(&file, &format!("{config:#}"))?;
+        let log = File::create(&self.log).context("cannot make the sidecar's log")?;
+        // Access logs open /dev/stdout by its name, as the sidecar's user.
+        use std::os::unix::fs::PermissionsExt as _;
+        fs::set_permissions(&self.log, fs::Permissions::from_mode(0o666)).context("cannot open up the sidecar's log")?;
+        let errors = log.try_clone().context("cannot share the sidecar's log")?;
+        let setup = move |command: &mut Command| {
+            command.arg("-c").arg(file).args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"]);
+            command.args(["--drain-time-s", "1"]).stdout(log).stderr(errors);
+        };
+        // Only redirection needs another user; and without it listeners lie on low ports.
+        let user = (interception == Interception::Redirect).then_some(SIDECAR_UID);
+        self.sidecar = Some(Process::start(&self.netns, &around.envoy, setup, user)?);
+        Ok(())
+    }
+
+    /// The pod's network namespace.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// The end of the sidecar's log.
+    pub fn log(&self) -> String {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+
+    /// Asks the sidecar's admin interface.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn admin(&self, path: &str) -> Result<Reply> {
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, ADMIN));
+        workload::call(&self.netns, Call { to, host: "admin", method: "GET", path, headers: &[] }).await
+    }
+
+    /// Stats whose name contains the text, those that are not zero and no histograms.
+    ///
+    /// # Errors
+    /// When the admin interface does not answer.
+    pub async fn stats(&self, contains: &str) -> Result<BTreeMap<String, u64>> {
+        let reply = self.admin("/stats?usedonly").await?;
+        let lines = reply.body.lines().filter_map(|line| line.rsplit_once(": "));
+        let lines = lines.filter(|(name, _)| name.contains(contains));
+        Ok(lines.filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok().filter(|value| *value > 0)?))).collect())
+    }
+
+    /// Envoy's dump of its configuration.
+    ///
+    /// # Errors
+    /// When the admin interface does not answer.
+    pub async fn config_dump(&self) -> Result<Value> {
+        let reply = self.admin("/config_dump?include_eds").await?;
+        serde_json::from_str(&reply.body).context("config_dump is no JSON")
+    }
+
+    /// Waits until Envoy has clusters and listeners and takes traffic.
+    ///
+    /// # Errors
+    /// When Envoy ended, or does not come up in time; with its log.
+    pub async fn ready(&mut self, patience: Duration) -> Result<()> {
+        let Some(sidecar) = &mut self.sidecar else { return Ok(()) };
+        if let Some(status) = sidecar.0.try_wait().context("cannot ask for the sidecar")? {
+            bail!("the sidecar of {} ended ({status}):\n{}", self.spec.name, self.log());
+        }
+        let pod = &*self;
+        let ask = || async {
+            let reply = pod.admin("/ready").await?;
+            if reply.status != 200 {
+                bail!("Envoy is not ready: {}", reply.body.trim());
+            }
+            Ok(())
+        };
+        eventually(&format!("sidecar of {}", self.spec.name), patience, ask).await.with_context(|| format!("its log:\n{}", pod.log()))
+    }
+
+    /// What Envoy did not accept: rejected updates by stat, and resources with an error in the dump.
+    ///
+    /// # Errors
+    /// When the admin interface does not answer.
+    pub async fn rejections(&self) -> Result<Vec<String>> {
+        if !self.spec.sidecar {
+            return Ok(Vec::new());
+        }
+        let mut found = Vec::new();
+        // `update_failure` does not count: the stream may fail before the control plane is up.
+        for stat in ["update_rejected", "listener_create_failure"] {
+            found.extend(self.stats(stat).await?.into_iter().map(|(name, n)| format!("{}: {name} = {n}", self.spec.name)));
+        }
+        find_errors(&self.config_dump().await?, &mut |error| found.push(format!("{}: {error}", self.spec.name)));
+        Ok(found)
+    }
+}
+
+/// Every `error_state` with details in a dump.
+fn find_errors(dump: &Value, report: &mut impl FnMut(String)) {
+    match dump {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                if name == "error_state"
+                    && let Some(details) = value.get("details")
+                {
+                    report(details.to_string());
+                }
+                find_errors(value, report);
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| find_errors(item, report)),
+        _ => {}
+    }
+}
