@@ -55,7 +55,7 @@ fn build(say: Say) -> Result<PathBuf> {
     // Cargo says where the binary is, wherever the target folder may be.
     let lines = String::from_utf8_lossy(&output.stdout).into_owned();
     let messages = lines.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let executable = messages.filter_map(|message| message.get("executable")?.as_str().map(PathBuf::from)).last();
+    let executable = messages.filter_map(|message| message.get("executable")?.as_str().map(PathBuf::from)).next_back();
     executable.context("cargo built no binary")
 }
 

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -54,6 +54,8 @@ pub struct Service {
     pub ip: IpAddr,
     /// First port.
     pub port: u16,
+    /// A ready endpoint of the first port, for callers without a sidecar: there is no kube-proxy here.
+    pub endpoint: Option<SocketAddr>,
 }
 
 /// All objects below a folder that are YAML or JSON.
@@ -130,7 +132,20 @@ pub fn services(objects: &[Value]) -> BTreeMap<String, Service> {
         let namespace = text(object, "/metadata/namespace").unwrap_or("default");
         let port = object.pointer("/spec/ports/0/port").and_then(Value::as_u64)?;
         let ip = text(object, "/spec/clusterIP")?.parse().ok()?;
-        Some((format!("{name}.{namespace}"), Service { ip, port: u16::try_from(port).ok()? }))
+        let of_service = |slice: &&Value| {
+            text(slice, "/metadata/labels/kubernetes.io~1service-name") == Some(name)
+                && text(slice, "/metadata/namespace").unwrap_or("default") == namespace
+        };
+        let endpoint = of_kind(objects, "EndpointSlice").filter(of_service).find_map(first_endpoint);
+        Some((format!("{name}.{namespace}"), Service { ip, port: u16::try_from(port).ok()?, endpoint }))
     };
     of_kind(objects, "Service").filter_map(service).collect()
+}
+
+fn first_endpoint(slice: &Value) -> Option<SocketAddr> {
+    let port = slice.pointer("/ports/0/port").and_then(Value::as_u64)?;
+    let is_ready = |endpoint: &&Value| endpoint.pointer("/conditions/ready").and_then(Value::as_bool) != Some(false);
+    let endpoint = slice.pointer("/endpoints")?.as_array()?.iter().find(is_ready)?;
+    let ip: IpAddr = text(endpoint, "/addresses/0")?.parse().ok()?;
+    Some((ip, u16::try_from(port).ok()?).into())
 }

@@ -1,7 +1,7 @@
 //! A whole mesh: the control plane on a folder, a pod with a sidecar for each Pod in it, and pods outside of it.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -75,8 +75,9 @@ impl Mesh {
             authority: Authority::new()?,
         };
         let mut mesh = Mesh { pods: BTreeMap::new(), control_plane, around, folder, _files: files };
-        let mut specs = kube::pods(&kube::objects(&mesh.folder)?);
-        specs.extend(outside);
+        let mut specs = outside;
+        specs.extend(kube::pods(&kube::objects(&mesh.folder)?));
+        specs.sort_by_key(|spec| spec.ip);
         for spec in specs {
             let sidecar = if spec.sidecar { "with a sidecar" } else { "without a sidecar" };
             say(&format!("pod {} at {}, {sidecar}", spec.name, spec.ip));
@@ -133,10 +134,14 @@ impl Mesh {
         let (name, namespace) = (labels.next().unwrap_or_default(), labels.next().unwrap_or(&pod.spec.namespace));
         let services = kube::services(&kube::objects(&self.folder)?);
         let service = services.get(&format!("{name}.{namespace}")).with_context(|| format!("the folder has no service {host}"))?;
-        // Without redirection the sidecar's listeners for services are on the loopback address.
-        let is_direct = pod.spec.sidecar && self.around.network.interception() == Interception::None;
-        let ip = if is_direct { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { service.ip };
-        let to = SocketAddr::from((ip, service.port));
+        let to = if !pod.spec.sidecar {
+            service.endpoint.with_context(|| format!("service {host} has no endpoint"))?
+        } else if self.around.network.interception() == Interception::None {
+            // Without redirection the sidecar's listeners for services are on the loopback address.
+            SocketAddr::from((Ipv4Addr::LOCALHOST, service.port))
+        } else {
+            SocketAddr::from((service.ip, service.port))
+        };
         workload::call(pod.netns(), Call { to, host, method: "GET", path, headers }).await
     }
 

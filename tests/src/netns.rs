@@ -55,6 +55,7 @@ pub enum Interception {
 pub fn prepare(say: Say) -> Result<Interception> {
     let is_root = rustix::process::geteuid().is_root();
     if std::env::var_os(INSIDE).is_some() {
+        remove_leftovers();
         try_namespace().context("network namespaces do not work here, not even within a user namespace")?;
         return Ok(Interception::None);
     }
@@ -90,12 +91,18 @@ pub fn prepare_in_place(say: Say) -> Result<Interception> {
 /// Starts this program once more as root of a user namespace. Returns only when that fails.
 fn enter_user_namespace() -> anyhow::Error {
     let Ok(program) = std::env::current_exe() else { return anyhow!("cannot find out which program this is") };
+    const NEEDED: &str = "neither root nor user namespaces are to be had, and the pods' network namespaces need one of them";
+    const NAMESPACES: [&str; 4] = ["--user", "--map-root-user", "--mount", "--net"];
+    // Tried first, since after the real thing nobody is left to explain.
+    if let Err(error) = run(Command::new("unshare").args(NAMESPACES).arg("true")) {
+        return error.context(NEEDED);
+    }
     // `ip netns` keeps its names in /run, which is not ours outside.
     let script = r#"mount -t tmpfs tmpfs /run && exec "$0" "$@""#;
     let mut command = Command::new("unshare");
-    command.args(["--user", "--map-root-user", "--mount", "--net", "sh", "-c", script]).arg(program);
+    command.args(NAMESPACES).args(["sh", "-c", script]).arg(program);
     command.args(std::env::args_os().skip(1)).env(INSIDE, "1");
-    anyhow::Error::new(command.exec()).context("neither root nor user namespaces (unshare): one of them is needed for the pods")
+    anyhow::Error::new(command.exec()).context(NEEDED)
 }
 
 fn has(tool: &str) -> bool {

@@ -1,5 +1,11 @@
 //! Trysail's binary as a library, so that tests and benches use the very same wiring: folder or cluster to facts, facts to
 //! stages, stages to streams.
 
+pub mod env;
+pub mod explain;
+mod pages;
 pub mod pipeline;
 pub mod render;
+pub mod server;
+pub mod terminal;
+pub mod version;

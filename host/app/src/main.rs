@@ -1,52 +1,37 @@
 //! `trysail`: see `trysail help`.
 
-use std::path::PathBuf;
+mod cli;
+
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context as _, Result, bail};
-use clap::{Parser, Subcommand};
+use clap::Parser as _;
+use cli::{Cli, Command, DiscoveryFlags, ExplainFlags, Format};
 use trysail::pipeline::{self, Mode, Options};
-use trysail::render;
-
-/// A control plane for the Istio service mesh whose translation stages are sandboxed WebAssembly components.
-#[derive(Parser)]
-#[command(version, disable_version_flag = true)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Writes what proxies would be sent as JSON, one file a type.
-    Render {
-        /// A scenario folder, or any folder of YAML together with --proxies.
-        #[arg(required_unless_present = "all")]
-        folder: Option<PathBuf>,
-        /// Renders every scenario (a folder with input.yaml and proxies.yaml) below this folder.
-        #[arg(long, value_name = "ROOT", conflicts_with = "folder")]
-        all: Option<PathBuf>,
-        /// Folder for the files; with --all it mirrors the folders.
-        #[arg(long, value_name = "DIR")]
-        out: PathBuf,
-        /// The proxies, in place of the folder's proxies.yaml.
-        #[arg(long, value_name = "FILE")]
-        proxies: Option<PathBuf>,
-        /// Runs the stages as native code, not as components.
-        #[arg(long)]
-        native: bool,
-        /// With --all: only scenarios whose path contains this text.
-        #[arg(long, default_value = "")]
-        only: String,
-    },
-}
+use trysail::{env, explain, render, server, version};
+use trysail_facts::FactsSnapshot;
 
 fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    match run(Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+    let (args, unknown) = cli::tolerate(std::env::args_os());
+    for flag in unknown {
+        tracing::warn!(flag, "unknown flag ignored, as istiod does");
+    }
+    let command = match Cli::try_parse_from(args) {
+        Ok(cli) => cli.command,
+        Err(help) => {
+            let code = if help.use_stderr() { 2 } else { 0 };
+            // Nothing can be done about a closed terminal.
+            let _ = help.print();
+            return ExitCode::from(code);
+        }
+    };
+    match run(command) {
+        Ok(code) => code,
         Err(error) => {
             eprintln!("trysail: {error:#}");
             ExitCode::FAILURE
@@ -54,24 +39,151 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<()> {
+fn run(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Render { folder, all, out, proxies, native, only } => {
-            let mode = if native { Mode::Native } else { Mode::Sandboxed };
-            let options = Options { mode, hold_back: false, audit_share: 0.0, ..Options::default() };
+        Command::Discovery(flags) => discovery(flags)?,
+        Command::Render { folder, all, out, proxies, native, only, show_secrets: _ } => {
+            let options = Options { mode: mode(native), hold_back: false, audit_share: 0.0, ..Options::default() };
             match (folder, all) {
-                (Some(folder), None) => render_one(&options, &folder, proxies.as_deref(), &out),
-                (None, Some(root)) => render_all(&options, &root, &only, &out),
+                (Some(folder), None) => render_one(&options, &folder, proxies.as_deref(), &out)?,
+                (None, Some(root)) => render_all(&options, &root, &only, &out)?,
                 _ => bail!("name a folder, or --all ROOT"),
             }
+        }
+        Command::Explain(flags) => on_a_big_stack(|| explain_command(&flags))?,
+        Command::Replay { file, native } => return on_a_big_stack(|| replay(&file, native)),
+        Command::Version { short, output } => match output {
+            None => println!("{}", if short { version::ISTIO.to_owned() } else { version::line().trim_end().to_owned() }),
+            Some(format) => print(&serde_json::json!({"version": version::ISTIO, "trysail": env!("CARGO_PKG_VERSION")}), format)?,
+        },
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn mode(native: bool) -> Mode {
+    if native { Mode::Native } else { Mode::Sandboxed }
+}
+
+fn print(value: &serde_json::Value, format: Format) -> Result<()> {
+    match format {
+        Format::Json => println!("{value:#}"),
+        Format::Yaml => print!("{}", serde_yaml_ng::to_string(value)?),
+    }
+    Ok(())
+}
+
+fn discovery(flags: DiscoveryFlags) -> Result<()> {
+    let Some(config_dir) = flags.config_dir else {
+        bail!("--configDir is missing: reading from a Kubernetes cluster is not there yet");
+    };
+    if flags.registries.iter().any(|registry| !registry.is_empty()) {
+        bail!("--registries={}: no registry can be read yet; use --registries= with --configDir", flags.registries.join(","));
+    }
+    let config = server::Config {
+        config_dir,
+        mesh_config: flags.mesh_config,
+        networks_config: flags.networks_config,
+        plugins: flags.plugins,
+        grpc_addr: flags.grpc_addr,
+        http_addr: flags.http_addr,
+        monitoring_addr: flags.monitoring_addr,
+        shutdown: env::duration(&flags.shutdown_duration).context("--shutdownDuration is no duration such as 10s")?,
+        settings: trysail_facts::Settings {
+            domain: flags.domain,
+            cluster_id: flags.cluster_id,
+            system_namespace: flags.namespace,
+            revision: flags.revision,
+        },
+        mode: mode(flags.native),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        // Commits run stages' queries, but never stages; plugins are compiled there.
+        .thread_stack_size(trysail_stages::STACK)
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(server::run(config, &env::Process, stopped(), |_| {}))
+}
+
+/// Done when the process is asked to stop.
+async fn stopped() {
+    let terminate = async {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => drop(signal.recv().await),
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        () = terminate => {}
+    }
+}
+
+fn explain_command(flags: &ExplainFlags) -> Result<()> {
+    let config = trysail_discovery::Config::scenario();
+    let folder = trysail_discovery::load_folder(&flags.folder, &config)
+        .with_context(|| format!("cannot read {}", flags.folder.display()))?;
+    let proxy = if let Some(pod) = &flags.pod {
+        let (namespace, name) = pod.split_once('/').unwrap_or(("default", pod));
+        let found = folder.objects.iter().find(|object| {
+            &*object.reference.kind == "Pod" && &*object.reference.namespace == namespace && &*object.reference.name == name
+        });
+        explain::sidecar_of(found.with_context(|| format!("there is no Pod {namespace}/{name} in the folder"))?)?
+    } else {
+        let document = folder.settings.proxies.as_deref().context("name a --pod: the folder has no proxies.yaml")?;
+        let wanted = flags.proxy.as_deref().context("name a --pod, or a --proxy of proxies.yaml")?;
+        let all = render::proxies(document)?;
+        let found = all.into_iter().find(|scripted| scripted.name == wanted);
+        found.with_context(|| format!("proxies.yaml has no proxy {wanted:?}"))?.proxy?
+    };
+    let mut inputs = render::inputs(&folder);
+    inputs.environment.extend(env::Environment::all(&env::Process));
+    let options = Options { mode: mode(flags.native), audit_share: 0.0, ..Options::default() };
+    let engine = pipeline::engine(&options, pipeline::stages(&options)?, Arc::new(FactsSnapshot::new(inputs)));
+    if let Some(file) = &flags.record {
+        let [stage, function, args @ ..] = &flags.call[..] else { bail!("--record needs --call STAGE FUNCTION [ARGS]") };
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let recording = engine.record(&proxy, stage, function, &args).with_context(|| format!("{stage}/{function} faulted"))?;
+        std::fs::write(file, recording.to_json()).with_context(|| format!("cannot write {}", file.display()))?;
+        println!("{} questions of {stage}/{function} recorded in {}", recording.asked.len(), file.display());
+        return Ok(());
+    }
+    let (Some(kind), Some(name)) = (&flags.kind, &flags.name) else { bail!("name a TYPE (cds, eds, lds, rds) and a RESOURCE") };
+    let answer = explain::explain(&engine, &proxy, kind, name, flags.field.as_deref())?;
+    match flags.output {
+        Some(format) => print(&explain::json(&answer), format),
+        None => {
+            print!("{}", explain::text(&answer, flags.verbose));
+            Ok(())
         }
     }
 }
 
-fn render_one(options: &Options, folder: &std::path::Path, proxies: Option<&std::path::Path>, out: &std::path::Path) -> Result<()> {
+fn replay(file: &Path, native: bool) -> Result<ExitCode> {
+    use trysail_stages::replay::{Recording, Replayed};
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let recording = Recording::from_json(&text).with_context(|| file.display().to_string())?;
+    let options = Options { mode: mode(native), ..Options::default() };
+    let stages = pipeline::stages(&options)?;
+    let guest = stages.iter().find(|guest| guest.name() == recording.guest);
+    let guest = guest.with_context(|| format!("there is no built-in stage {:?}", recording.guest))?;
+    if !native && guest.digest() != recording.digest {
+        eprintln!("note: recorded with {} {}, this is {}", recording.guest, recording.digest, guest.digest());
+    }
+    match recording.replay(&**guest, &options.limits) {
+        Replayed::Same => println!("the same output"),
+        Replayed::Fault(kind) => bail!("{} {kind}", recording.guest),
+        Replayed::Different(then, now) => {
+            println!("recorded:\n{then:#}\nnow:\n{now:#}");
+            return Ok(ExitCode::from(3));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn render_one(options: &Options, folder: &Path, proxies: Option<&Path>, out: &Path) -> Result<()> {
     let stages = pipeline::stages(options)?;
-    let work = || render::scenario(options, &stages, folder, proxies, out);
-    let rendered = on_a_big_stack(work)?;
+    let rendered = on_a_big_stack(|| render::scenario(options, &stages, folder, proxies, out))?;
     for line in rendered.refused {
         eprintln!("refused: {line}");
     }
@@ -82,7 +194,7 @@ fn render_one(options: &Options, folder: &std::path::Path, proxies: Option<&std:
     Ok(())
 }
 
-fn render_all(options: &Options, root: &std::path::Path, only: &str, out: &std::path::Path) -> Result<()> {
+fn render_all(options: &Options, root: &Path, only: &str, out: &Path) -> Result<()> {
     let stages = pipeline::stages(options)?;
     let mut scenarios = render::scenarios(root)?;
     scenarios.retain(|folder| folder.display().to_string().contains(only));

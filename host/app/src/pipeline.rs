@@ -6,6 +6,9 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use trysail_model::Snapshot;
 use trysail_model::ids::type_urls;
+use trysail_stages::component::Runtime;
+#[cfg(feature = "components")]
+use trysail_stages::component::RuntimeConfig;
 use trysail_stages::guest::Guest;
 use trysail_stages::{Config, Engine, Limits, Native, NativeCode, OutputDecl, QueryDecl, Root};
 
@@ -44,6 +47,8 @@ pub struct Options {
     pub gate: bool,
     /// Folder for compiled components.
     pub cache: Option<PathBuf>,
+    /// Called with each call that a guest ran.
+    pub on_run: Option<Arc<dyn Fn(&trysail_stages::calls::Call) + Send + Sync>>,
     /// Called when a slow call came to its end.
     pub on_settled: Option<Arc<dyn Fn() + Send + Sync>>,
 }
@@ -57,6 +62,7 @@ impl Default for Options {
             hold_back: true,
             gate: true,
             cache: cache_folder(),
+            on_run: None,
             on_settled: None,
         }
     }
@@ -92,7 +98,7 @@ fn outputs() -> Vec<OutputDecl> {
     const ROUTE: &str = "envoy.config.route.v3.Route";
     vec![
         decl("clusters", "service", CLUSTER),
-        decl("clusters", "inbound", CLUSTER),
+        decl("clusters", "inbound-port", CLUSTER),
         decl("clusters", "fixed", CLUSTER),
         decl("endpoints", "cluster", "envoy.config.endpoint.v3.ClusterLoadAssignment"),
         decl("routes", "config", ROUTES),
@@ -134,32 +140,67 @@ pub fn queries() -> &'static [QueryDecl] {
     })
 }
 
+/// Kinds that some stage reads; others are named at load.
+pub const READ_KINDS: [&str; 15] = [
+    "ConfigMap",
+    "DestinationRule",
+    "EndpointSlice",
+    "Gateway",
+    "KubernetesGateway",
+    "Namespace",
+    "Node",
+    "PeerAuthentication",
+    "Pod",
+    "Service",
+    "ServiceEntry",
+    "Sidecar",
+    "VirtualService",
+    "WorkloadEntry",
+    "WorkloadGroup",
+];
+
+/// Stages, and the sandbox they run in.
+pub struct Loaded {
+    /// The stages.
+    pub stages: Vec<Arc<dyn Guest>>,
+    /// The sandbox; absent when they run as native code.
+    pub runtime: Option<Arc<Runtime>>,
+}
+
 /// The built-in stages.
 ///
 /// # Errors
 /// When the sandbox cannot start, or was not built in.
-pub fn stages(options: &Options) -> Result<Vec<Arc<dyn Guest>>> {
+pub fn load(options: &Options) -> Result<Loaded> {
     match options.mode {
         Mode::Native => {
             let native = |(name, code): (&str, _)| Arc::new(Native::new(name, NativeCode::Stage(code))) as Arc<dyn Guest>;
-            Ok(NATIVE.into_iter().map(native).collect())
+            Ok(Loaded { stages: NATIVE.into_iter().map(native).collect(), runtime: None })
         }
         Mode::Sandboxed => sandboxed(options),
     }
 }
 
+/// The built-in stages alone.
+///
+/// # Errors
+/// See [`load`].
+pub fn stages(options: &Options) -> Result<Vec<Arc<dyn Guest>>> {
+    Ok(load(options)?.stages)
+}
+
 #[cfg(feature = "components")]
-fn sandboxed(options: &Options) -> Result<Vec<Arc<dyn Guest>>> {
-    let config = trysail_stages::component::RuntimeConfig { cache: options.cache.clone() };
-    let runtime = trysail_stages::component::Runtime::new(config, queries())?;
+fn sandboxed(options: &Options) -> Result<Loaded> {
+    let runtime = Runtime::new(RuntimeConfig { cache: options.cache.clone() }, queries())?;
     let load = |builtin: &trysail_bundle::Builtin| {
         runtime.stage(builtin.name, builtin.component).with_context(|| format!("cannot load the built-in stage {}", builtin.name))
     };
-    trysail_bundle::BUILTINS.iter().map(load).collect()
+    let stages = trysail_bundle::BUILTINS.iter().map(load).collect::<Result<_>>()?;
+    Ok(Loaded { stages, runtime: Some(runtime) })
 }
 
 #[cfg(not(feature = "components"))]
-fn sandboxed(_options: &Options) -> Result<Vec<Arc<dyn Guest>>> {
+fn sandboxed(_options: &Options) -> Result<Loaded> {
     None.context("this binary was built without the components feature; use --native")
 }
 
@@ -176,6 +217,7 @@ pub fn engine(options: &Options, stages: Vec<Arc<dyn Guest>>, snapshot: Arc<dyn 
         hold_back: options.hold_back,
         limits: options.limits,
         audit_share: options.audit_share,
+        on_run: options.on_run.clone(),
         on_settled: options.on_settled.clone(),
     };
     Engine::new(config, stages, snapshot)

@@ -46,7 +46,12 @@ fn scripted(entry: &Value) -> Result<Scripted> {
     }
     let node = entry.get("node").context("`node` is missing")?;
     let metadata = node.get("metadata").and_then(Value::as_object).cloned().unwrap_or_default();
-    let locality = ["region", "zone", "sub_zone"].map(|key| node.get("locality").map(|l| text(l, key)).unwrap_or_default());
+    // Node documents are protobuf JSON, which may spell a field either way.
+    let part = |keys: [&str; 2]| {
+        let locality = node.get("locality");
+        keys.into_iter().filter_map(|key| locality?.get(key)?.as_str()).next().unwrap_or_default().to_owned()
+    };
+    let locality = [part(["region", "region"]), part(["zone", "zone"]), part(["sub_zone", "subZone"])];
     let name_table = metadata.get("DNS_CAPTURE").is_some_and(|v| v.as_bool() == Some(true) || v.as_str() == Some("true"));
     let mut request = BTreeMap::new();
     for (kind, names) in entry.get("request").and_then(Value::as_object).into_iter().flatten() {
@@ -96,7 +101,7 @@ pub struct Views {
 /// Asks for everything that a proxy would ask for.
 pub fn views(engine: &Arc<Engine>, scripted: &Scripted, proxy: &Proxy) -> Views {
     let mut all = Views { views: Vec::new(), roots: Vec::new(), faults: Vec::new() };
-    let mut ask = |short: &'static str, type_url: &str, watched: Watched, all: &mut Views| {
+    let ask = |short: &'static str, type_url: &str, watched: Watched, all: &mut Views| {
         let type_url = TypeUrl::from(type_url);
         let mut served = engine.resources(proxy, &type_url, &watched);
         if served.faults.iter().any(|fault| matches!(fault.kind, trysail_stages::FaultKind::Slow(_))) {

@@ -77,6 +77,7 @@ pub fn by_base(old: &Base, new: &Base) -> Vec<Affected> {
     // What is known of workloads.
     const WORKLOADS: [&str; 4] = ["endpoints", "service-accounts", "targets-at", "workload-at"];
     kinds(!same("trust_domain"), &["service", "endpoints", "service-accounts", "workload-at"]);
+    kinds(!same("service_settings") || !same("default_config"), &["endpoints"]);
     kinds(!same("trust_domain_aliases"), &["service-accounts"]);
     kinds(!same("default_service_export_to") || !same("service_entry_visibility"), &SERVICES);
     let roots = ["virtual-service-index", "virtual-service-index-namespaces"];
@@ -165,9 +166,11 @@ fn endpoints(touched: &Touched, old: View<'_>, new: View<'_>, named: &mut Named)
     for (before, after) in &touched.workloads {
         let account = |instance: &Option<Arc<Instance>>| instance.as_ref().map(|i| i.endpoint.service_account.clone());
         // Which services select it depends on its labels, so those may move identities too.
-        let labels = |instance: &Option<Arc<Instance>>| instance.as_ref().map(|i| (i.endpoint.labels.clone(), i.dns_only));
+        let labels =
+            |instance: &Option<Arc<Instance>>| instance.as_ref().map(|i| (i.endpoint.labels.clone(), i.dns_only));
         let ports = |instance: &Option<Arc<Instance>>| instance.as_ref().map(|i| i.ports.clone());
-        let accounts = account(before) != account(after) || labels(before) != labels(after) || ports(before) != ports(after);
+        let accounts =
+            account(before) != account(after) || labels(before) != labels(after) || ports(before) != ports(after);
         for instance in before.iter().chain(after) {
             for view in [old, new] {
                 instance_keys(instance, view).iter().for_each(|key| name(key, accounts));
@@ -346,7 +349,9 @@ fn pod_keys(before: &Option<Arc<Pod>>, after: &Option<Arc<Pod>>, old: View<'_>, 
         }
         for view in [old, new] {
             if let Some(instance) = view.pod_instance(pod) {
-                keys.extend(entries_taking(&instance, view).iter().flat_map(|e| e.services.iter().map(|s| s.key.clone())));
+                keys.extend(
+                    entries_taking(&instance, view).iter().flat_map(|e| e.services.iter().map(|s| s.key.clone())),
+                );
             }
         }
     }
@@ -379,9 +384,8 @@ fn slices_of(pod: &Pod, old: View<'_>, new: View<'_>) -> Vec<Arc<Slice>> {
         for ip in &pod.ips {
             let at = prefix(&[ip, &pod.reference.namespace]);
             let here = view.state.slices_at.with_prefix(&at).map(|(_, slice)| slice);
-            let nameless = |slice: &&Arc<Slice>| {
-                slice.members.iter().any(|m| m.pod.is_none() && m.addresses.contains(ip))
-            };
+            let nameless =
+                |slice: &&Arc<Slice>| slice.members.iter().any(|m| m.pod.is_none() && m.addresses.contains(ip));
             found.extend(here.filter(nameless).cloned());
         }
     }

@@ -154,9 +154,15 @@ mod tests {
     #[test]
     fn hosts_and_gateways() {
         let q = |host| qualify(host, "n", "d");
-        assert_eq!((q("a"), q("*"), q("a.b"), q("1.2.3.4")), ("a.n.svc.d".into(), "*".into(), "a.b".into(), "1.2.3.4".into()));
+        assert_eq!(
+            (q("a"), q("*"), q("a.b"), q("1.2.3.4")),
+            ("a.n.svc.d".into(), "*".into(), "a.b".into(), "1.2.3.4".into())
+        );
         let g = |name| qualify_gateway(name, "n");
-        assert_eq!((g("mesh"), g("gw"), g("./gw"), g("m/gw")), ("mesh".into(), "n/gw".into(), "n/gw".into(), "m/gw".into()));
+        assert_eq!(
+            (g("mesh"), g("gw"), g("./gw"), g("m/gw")),
+            ("mesh".into(), "n/gw".into(), "n/gw".into(), "m/gw".into())
+        );
         assert_eq!((g("gw.m"), g("gw.m.svc.cluster.local")), ("m/gw".into(), "m/gw".into()));
     }
 

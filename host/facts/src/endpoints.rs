@@ -60,6 +60,9 @@ impl View<'_> {
                 }
             }
         }
+        if services.first().is_some_and(|service| self.base.is_cluster_local(service.host())) {
+            found.endpoints.iter_mut().for_each(|endpoint| endpoint.cluster_local = true);
+        }
         found
     }
 
@@ -135,7 +138,8 @@ impl View<'_> {
                     }
                     addresses.clone_from(&pod.ips);
                 }
-                let template = Endpoint { addresses, health: health.into(), ..self.pod_endpoint(pod.as_deref(), address) };
+                let template =
+                    Endpoint { addresses, health: health.into(), ..self.pod_endpoint(pod.as_deref(), address) };
                 found.extend(slice.ports.iter().map(|(name, number)| Endpoint {
                     port: *number,
                     port_name: name.clone(),

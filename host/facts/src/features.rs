@@ -309,9 +309,10 @@ fn is_duration(text: &str) -> bool {
     while !rest.is_empty() {
         let unit = rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
         let number = &rest[..rest.len() - unit.len()];
-        let Some(length) = ["ns", "us", "µs", "μs", "ms", "s", "m", "h"].iter().find(|u| {
-            unit.strip_prefix(**u).is_some_and(|after| !after.starts_with(|c: char| c.is_alphabetic()))
-        }) else {
+        let Some(length) = ["ns", "us", "µs", "μs", "ms", "s", "m", "h"]
+            .iter()
+            .find(|u| unit.strip_prefix(**u).is_some_and(|after| !after.starts_with(|c: char| c.is_alphabetic())))
+        else {
             return false;
         };
         if number.parse::<f64>().is_err() {

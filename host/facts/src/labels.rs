@@ -110,7 +110,8 @@ pub fn augment(labels: &Labels, cluster: &str, locality_text: &str, node: &str, 
 
 /// Canonical name and revision of a workload.
 pub fn canonical(labels: &Labels, workload: &str) -> (String, String) {
-    let first = |keys: [&str; 3], or: &str| keys.iter().find_map(|k| labels.get(*k)).map_or(or, String::as_str).to_owned();
+    let first =
+        |keys: [&str; 3], or: &str| keys.iter().find_map(|k| labels.get(*k)).map_or(or, String::as_str).to_owned();
     (
         first([CANONICAL_NAME, "app.kubernetes.io/name", "app"], workload),
         first([CANONICAL_REVISION, "app.kubernetes.io/version", "version"], "latest"),

@@ -21,6 +21,7 @@
 //! object whose spec does not fit its kind's message. Nothing rejects the whole.
 
 pub mod affected;
+pub mod allocation;
 pub mod audit;
 pub mod config;
 pub mod documents;

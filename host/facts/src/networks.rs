@@ -60,7 +60,9 @@ impl Networks {
                         networks.gateways.push(NetworkGateway { address: address.clone(), ..found });
                     }
                     Some(Gw::RegistryServiceName(host)) if from_registry => {
-                        networks.services.push((host.clone(), NetworkGateway { cluster_id: cluster.to_owned(), ..found }));
+                        networks
+                            .services
+                            .push((host.clone(), NetworkGateway { cluster_id: cluster.to_owned(), ..found }));
                     }
                     _ => {}
                 }

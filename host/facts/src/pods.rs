@@ -59,9 +59,8 @@ impl Pod {
             ips.push(ip.clone());
         }
         let conditions = json::list(body, &["status", "conditions"]);
-        let ready = conditions
-            .iter()
-            .any(|c| json::text(c, &["type"]) == "Ready" && json::text(c, &["status"]) == "True");
+        let ready =
+            conditions.iter().any(|c| json::text(c, &["type"]) == "Ready" && json::text(c, &["status"]) == "True");
         let ended = phase == "Failed" || phase == "Succeeded";
         let ending = !json::at(body, &["metadata", "deletionTimestamp"]).is_null();
         let subdomain = json::text(body, &["spec", "subdomain"]).to_owned();
@@ -121,17 +120,23 @@ fn workload_name(object: &Object) -> String {
     let owner = json::text(controller, &["name"]);
     let without_hash = |label: &str| {
         let hash = object.labels.get(label).filter(|hash| !hash.is_empty())?;
-        owner.ends_with(hash.as_str()).then(|| owner.strip_suffix(hash.as_str()).and_then(|o| o.strip_suffix('-')).unwrap_or(owner))
+        owner
+            .ends_with(hash.as_str())
+            .then(|| owner.strip_suffix(hash.as_str()).and_then(|o| o.strip_suffix('-')).unwrap_or(owner))
     };
     let name = match json::text(controller, &["kind"]) {
-        "ReplicaSet" => without_hash("pod-template-hash").or_else(|| without_hash("rollouts-pod-template-hash")).unwrap_or(owner),
+        "ReplicaSet" => {
+            without_hash("pod-template-hash").or_else(|| without_hash("rollouts-pod-template-hash")).unwrap_or(owner)
+        }
         "ReplicationController" => {
             object.labels.get("deploymentconfig").filter(|name| !name.is_empty()).map_or(owner, String::as_str)
         }
         // CronJobs name their jobs after the minute.
         "Job" => match owner.rsplit_once('-') {
             Some((name, minute))
-                if !name.is_empty() && (8..=10).contains(&minute.len()) && minute.bytes().all(|b| b.is_ascii_digit()) =>
+                if !name.is_empty()
+                    && (8..=10).contains(&minute.len())
+                    && minute.bytes().all(|b| b.is_ascii_digit()) =>
             {
                 name
             }
@@ -164,7 +169,8 @@ impl Node {
         let subzone = label(labels::SUBZONE, "");
         let none = region.is_empty() && zone.is_empty() && subzone.is_empty();
         let addresses = json::list(&object.body, &["status", "addresses"]).iter();
-        let mut external = addresses.filter(|a| json::text(a, &["type"]) == "ExternalIP").map(|a| json::text(a, &["address"]));
+        let mut external =
+            addresses.filter(|a| json::text(a, &["type"]) == "ExternalIP").map(|a| json::text(a, &["address"]));
         Node {
             locality: if none { String::new() } else { format!("{region}/{zone}/{subzone}") },
             external_ip: external.find(|address| !address.is_empty()).unwrap_or_default().to_owned(),
@@ -208,7 +214,10 @@ mod tests {
     #[test]
     fn node_localities() {
         let node = |labels| Node::new(&object("Node", "", "a", json!({"metadata": {"labels": labels}}))).locality;
-        assert_eq!(node(json!({"topology.kubernetes.io/region": "r", "failure-domain.beta.kubernetes.io/zone": "z"})), "r/z/");
+        assert_eq!(
+            node(json!({"topology.kubernetes.io/region": "r", "failure-domain.beta.kubernetes.io/zone": "z"})),
+            "r/z/"
+        );
         assert_eq!(node(json!({"other": "x"})), "");
     }
 }

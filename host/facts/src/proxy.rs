@@ -32,12 +32,17 @@ impl View<'_> {
 
     /// The labels of a proxy's workload: of its pod, else of a ServiceEntry's endpoint, else those it sent.
     fn workload_labels(&self, proxy: &Proxy) -> Labels {
-        let sent = |name: &str| crate::json::text_map(&Value::Object((*proxy.metadata).clone()), &[name]).unwrap_or_default();
+        let sent =
+            |name: &str| crate::json::text_map(&Value::Object((*proxy.metadata).clone()), &[name]).unwrap_or_default();
         if targets::is_test_vm(proxy) {
             return sent("LABELS");
         }
         let cluster = proxy.metadata.get("CLUSTER_ID").and_then(Value::as_str).unwrap_or_default();
-        let known = if cluster.is_empty() || cluster == self.base.settings.cluster_id { self.known_labels(proxy) } else { None };
+        let known = if cluster.is_empty() || cluster == self.base.settings.cluster_id {
+            self.known_labels(proxy)
+        } else {
+            None
+        };
         let Some(known) = known else { return sent("LABELS") };
         let mut labels = sent("STATIC_LABELS");
         labels.extend(known);
@@ -104,7 +109,9 @@ pub fn answer(proxy: &Proxy, query: &Query) -> Answer {
             proxy.labels.get(key).is_some_and(|own| own == value)
         })),
         "proxy-has-address" => Answer::truth(query.args.iter().any(|address| has_address(proxy, address))),
-        "proxy-version-at-least" => Answer::truth(at_least(&proxy.metadata_text("ISTIO_VERSION").unwrap_or_default(), query.arg(0))),
+        "proxy-version-at-least" => {
+            Answer::truth(at_least(&proxy.metadata_text("ISTIO_VERSION").unwrap_or_default(), query.arg(0)))
+        }
         "proxy-targets" => Answer::new(Some(Bytes::copy_from_slice(&proxy.targets)), []),
         "proxy-config" => match own_config(proxy) {
             Some(own) => Answer::new(Some(project_proxy_config(&own, &query.args)), []),
@@ -161,7 +168,10 @@ fn at_least(version: &str, wanted: &str) -> bool {
     };
     let (Some(own), Some(wanted)) = (parts(version), parts(wanted)) else { return true };
     let part = |list: &[u32], i: usize| list.get(i).copied().unwrap_or_default();
-    (0..own.len().max(wanted.len())).map(|i| part(&own, i).cmp(&part(&wanted, i))).find(|o| o.is_ne()).is_none_or(|o| o.is_gt())
+    (0..own.len().max(wanted.len()))
+        .map(|i| part(&own, i).cmp(&part(&wanted, i)))
+        .find(|o| o.is_ne())
+        .is_none_or(|o| o.is_gt())
 }
 
 /// The configuration that a proxy sent, an object or its text.
@@ -211,7 +221,12 @@ mod tests {
 
     #[test]
     fn versions() {
-        assert!(at_least("1.30.1", "1.30") && at_least("1.31-dev", "1.31") && at_least("1.30", "1.30.0") && at_least("master", "1.31"));
+        assert!(
+            at_least("1.30.1", "1.30")
+                && at_least("1.31-dev", "1.31")
+                && at_least("1.30", "1.30.0")
+                && at_least("master", "1.31")
+        );
         assert!(!at_least("1.29.4", "1.30"));
     }
 

@@ -237,7 +237,9 @@ impl View<'_> {
         let mut found = Vec::new();
         for host in hosts {
             let of_host = prefix(&[host]);
-            found.extend(self.state.rules_of.from(&of_host).take_while(|(k, _)| k.starts_with(&of_host)).map(|(_, r)| r));
+            found.extend(
+                self.state.rules_of.from(&of_host).take_while(|(k, _)| k.starts_with(&of_host)).map(|(_, r)| r),
+            );
         }
         found.sort_by(|a, b| a.order.cmp(&b.order));
         let bytes: Vec<u8> = found.iter().flat_map(|rule| rule.summary.iter().copied()).collect();

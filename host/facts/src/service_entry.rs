@@ -38,13 +38,13 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Reads a ServiceEntry; `None` when its spec does not fit. `aliases` tells the aliases of a host.
+    /// Reads a ServiceEntry; `None` when its spec does not fit. `known` tells what others know of a host.
     pub fn new(
         object: &Object,
         base: &Base,
         namespace_labels: &Labels,
         namespace_annotations: &Labels,
-        aliases: impl Fn(&str) -> Vec<String>,
+        known: impl Fn(&str) -> Known,
     ) -> Option<Entry> {
         let bytes = documents::document(object, &base.settings.domain).ok()?;
         let spec: ServiceEntry = documents::decode(&bytes).ok()?;
@@ -56,7 +56,7 @@ impl Entry {
         let has_services = spec.addresses.is_empty() || !addresses.is_empty();
         for host in spec.hosts.iter().filter(|host| has_services && seen.insert(*host)) {
             let distribution = traffic_distribution("", &object.annotations, namespace_annotations);
-            let record = record(object, &spec, host, &addresses, base, distribution, aliases(host));
+            let record = record(object, &spec, host, &addresses, base, distribution, known(host));
             let selector = spec.workload_selector.as_ref().map(|selector| selector.labels.clone());
             let service = Service { selector, ..Service::new(record, object, base, namespace_labels) };
             services.push(Arc::new(service));
@@ -124,6 +124,15 @@ impl Entry {
     }
 }
 
+/// What is known of a host beside its entry.
+#[derive(Default)]
+pub struct Known {
+    /// Services that stand for it, `namespace/host`.
+    pub aliases: Vec<String>,
+    /// Addresses that this control plane gave to it.
+    pub allocated: Option<Arc<[String; 2]>>,
+}
+
 /// How widely mesh configuration lets ServiceEntries of a namespace be seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
@@ -168,7 +177,7 @@ fn record(
     addresses: &[String],
     base: &Base,
     distribution: &str,
-    aliases: Vec<String>,
+    known: Known,
 ) -> facts::Service {
     let external = spec.location() == Location::MeshExternal;
     let resolution = match spec.resolution() {
@@ -210,8 +219,11 @@ fn record(
         registry: EXTERNAL.to_owned(),
         traffic_distribution: distribution.to_owned(),
         subject_alt_names: spec.subject_alt_names.clone(),
-        auto_allocated_addresses: allocated_addresses(object, spec, host, base),
-        aliases,
+        auto_allocated_addresses: match known.allocated {
+            Some(addresses) => addresses.to_vec(),
+            None => allocated_addresses(object, spec, host, base),
+        },
+        aliases: known.aliases,
         annotations: object.annotations.clone(),
         cluster_id: base.settings.cluster_id.clone(),
         selects_workloads: spec.workload_selector.is_some(),
@@ -247,13 +259,16 @@ mod tests {
 
     fn entry(body: Value) -> Entry {
         let none = Labels::new();
-        Entry::new(&object("ServiceEntry", "n", "e", body), &Base::default(), &none, &none, |_| Vec::new()).unwrap()
+        Entry::new(&object("ServiceEntry", "n", "e", body), &Base::default(), &none, &none, |_| Known::default())
+            .unwrap()
     }
 
     #[test]
     fn hosts_and_addresses() {
-        let entry = entry(json!({"spec": {"hosts": ["a.com", "*.b.com"], "addresses": ["1.1.1.1", "10.0.0.0/8", "2.2.2.2/32", "bad"],
-            "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}], "resolution": "STATIC", "exportTo": ["."]}}));
+        let entry = entry(
+            json!({"spec": {"hosts": ["a.com", "*.b.com"], "addresses": ["1.1.1.1", "10.0.0.0/8", "2.2.2.2/32", "bad"],
+            "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}], "resolution": "STATIC", "exportTo": ["."]}}),
+        );
         assert_eq!(entry.services.len(), 2);
         let service = &entry.services[0];
         assert_eq!((service.key.as_str(), service.visibility.as_slice()), ("n/a.com", &["n".to_owned()][..]));
@@ -281,7 +296,11 @@ mod tests {
         let entry = entry(json!({"spec": {"hosts": ["a.com"], "resolution": "STATIC", "ports": [
             {"number": 80, "name": "http", "protocol": "HTTP"}, {"number": 90, "name": "x", "protocol": "TCP", "targetPort": 91}],
             "endpoints": [{"address": "1.1.1.1", "ports": {"http": 8080}}, {"address": "unix:///a/b"}]}}));
-        let found: Vec<_> = entry.endpoints("a.com", &[], &Base::default()).into_iter().map(|e| (e.addresses[0].clone(), e.port)).collect();
+        let found: Vec<_> = entry
+            .endpoints("a.com", &[], &Base::default())
+            .into_iter()
+            .map(|e| (e.addresses[0].clone(), e.port))
+            .collect();
         let expected = [("1.1.1.1", 8080), ("1.1.1.1", 91), ("/a/b", 0), ("/a/b", 0)];
         assert_eq!(found, expected.map(|(a, p)| (a.to_owned(), p)));
     }

@@ -134,7 +134,8 @@ pub fn kubernetes(
     }
     let ports = json::list(body, &["spec", "ports"]);
     let annotation = |name: &str| object.annotations.get(name).map(String::as_str).filter(|text| !text.is_empty());
-    let accounts = annotation(labels::CANONICAL_ACCOUNTS).into_iter().flat_map(|text| text.split(',')).map(str::to_owned);
+    let accounts =
+        annotation(labels::CANONICAL_ACCOUNTS).into_iter().flat_map(|text| text.split(',')).map(str::to_owned);
     let kubernetes_accounts = annotation(labels::KUBERNETES_ACCOUNTS).into_iter().flat_map(|text| text.split(','));
     let subject_alt_names =
         accounts.chain(kubernetes_accounts.map(|account| base.mesh.identity(namespace, account))).collect();
@@ -248,7 +249,12 @@ pub fn reference(reference: &ObjectRef) -> facts::ObjectRef {
 }
 
 /// What a declared export list means under the mesh's default, and the limits it sets to ServiceEntries.
-fn effective_exports(declared: &[String], record: &facts::Service, base: &Base, namespace_labels: &Labels) -> Vec<String> {
+fn effective_exports(
+    declared: &[String],
+    record: &facts::Service,
+    base: &Base,
+    namespace_labels: &Labels,
+) -> Vec<String> {
     let list = if declared.is_empty() { &base.mesh.config.default_service_export_to } else { declared };
     let exports: BTreeSet<&str> = list.iter().map(String::as_str).collect();
     let only = |one: &str| vec![one.to_owned()];

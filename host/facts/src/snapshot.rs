@@ -8,8 +8,6 @@ use crate::affected;
 use crate::endpoints::View;
 use crate::features::Environment;
 use crate::inputs::{Base, Change, Inputs};
-use crate::mesh::Mesh;
-use crate::networks::Networks;
 use crate::proxy;
 use crate::state::State;
 
@@ -52,13 +50,7 @@ impl FactsSnapshot {
         if change.mesh.is_none() && change.networks.is_none() {
             return (self.base.clone(), (*self.state).clone());
         }
-        let mut base = (*self.base).clone();
-        if let Some(mesh) = &change.mesh {
-            base.mesh = Mesh::new(mesh);
-        }
-        if let Some(networks) = &change.networks {
-            base.networks = Networks::new(networks, &base.settings.cluster_id);
-        }
+        let base = self.base.with(change.mesh.as_ref(), change.networks.as_ref());
         base.warnings().for_each(|warning| tracing::warn!(warning, "configuration of the mesh"));
         affected.extend(affected::by_base(&self.base, &base));
         let objects: Vec<_> = self.state.objects.iter().map(|(_, object)| object.clone()).collect();

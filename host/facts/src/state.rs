@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use trysail_model::{Object, ObjectRef};
+use trysail_proto::trysail::facts::v1::Resolution;
 
+use crate::allocation;
 use crate::config::Config;
 use crate::config::destination_rule::Rule;
 use crate::config::virtual_service::{Root, Virtual};
@@ -19,8 +21,8 @@ use crate::json;
 use crate::labels::{self, Labels};
 use crate::mesh::network_of;
 use crate::pods::{Node, Pod};
-use crate::service_entry::Entry;
-use crate::services::{self, Service, age, kubernetes_host};
+use crate::service_entry::{Entry, Known};
+use crate::services::{self, NO_ADDRESS, Service, age, kubernetes_host};
 use crate::slices::Slice;
 use crate::table::{Table, key, prefix};
 use crate::touched::Touched;
@@ -82,6 +84,8 @@ pub struct State {
     pub aliases: Table<String>,
     /// host: the aliases that lead to it, `namespace/host`
     pub aliases_of: Table<Arc<Vec<String>>>,
+    /// `namespace/host`: addresses that this control plane gave to it
+    pub allocated: Table<Arc<[String; 2]>>,
     /// kind, namespace, name
     pub configs: Table<Arc<Config>>,
     /// kind, namespace, age, name
@@ -289,7 +293,13 @@ impl State {
         touched.slices.push((old, new));
     }
 
-    fn change_workload(&mut self, base: &Base, reference: &ObjectRef, new: Option<&Arc<Object>>, touched: &mut Touched) {
+    fn change_workload(
+        &mut self,
+        base: &Base,
+        reference: &ObjectRef,
+        new: Option<&Arc<Object>>,
+        touched: &mut Touched,
+    ) {
         let (namespace, name) = (&*reference.namespace, &*reference.name);
         let new = new.and_then(|object| workloads::workload_entry(object, base)).map(Arc::new);
         let old = replace(&mut self.workloads, &key(&[namespace, name]), new.as_ref());
@@ -355,7 +365,8 @@ impl State {
         touched.configs.push((reference.clone(), stale != order, old, config));
         match kind {
             "VirtualService" => {
-                let virtual_service = new.as_ref().map(|(object, config)| Arc::new(Virtual::new(object, &config.document, base)));
+                let virtual_service =
+                    new.as_ref().map(|(object, config)| Arc::new(Virtual::new(object, &config.document, base)));
                 self.change_virtual(namespace, name, virtual_service, dirty);
             }
             "DestinationRule" => {
@@ -411,7 +422,11 @@ impl State {
             let hosts = self.resolve_aliases();
             for service in hosts.iter().flat_map(|host| self.hosts_services(host)) {
                 let name = (service.source.namespace.to_string(), service.source.name.to_string());
-                if service.is_kubernetes() { dirty.kubernetes.insert(name) } else { dirty.entries.insert(name) };
+                if service.is_kubernetes() {
+                    dirty.kubernetes.insert(name)
+                } else {
+                    dirty.entries.insert(name)
+                };
             }
         }
         for (namespace, name) in dirty.kubernetes {
@@ -425,26 +440,10 @@ impl State {
             let old = replace(&mut self.kubernetes, &key(&[&namespace, &name]), new.as_ref());
             self.change_services(old.into_iter().collect(), new.into_iter().collect(), base, touched);
         }
-        for (namespace, name) in dirty.entries {
-            let place = self.namespaces.get(&namespace).cloned().unwrap_or_default();
-            let object = self.accepted(base, "ServiceEntry", &namespace, &name);
-            let new = object.and_then(|object| {
-                let aliases = |host: &str| self.aliases_of.get(host).map(|aliases| aliases.to_vec()).unwrap_or_default();
-                Entry::new(&object, base, &place.labels, &place.annotations, aliases).map(Arc::new)
-            });
-            let old = replace(&mut self.entries, &key(&[&namespace, &name]), new.as_ref());
-            if old == new {
-                continue;
-            }
-            for (entry, instance) in old.iter().flat_map(|e| e.inline.iter().map(move |i| (e, i))) {
-                self.inline_at.remove(&key(&[instance.address(), &namespace, &entry.reference.name]));
-            }
-            for (entry, instance) in new.iter().flat_map(|e| e.inline.iter().map(move |i| (e, i))) {
-                self.inline_at.insert(key(&[instance.address(), &namespace, &name]), entry.clone());
-            }
-            let services = |entry: &Option<Arc<Entry>>| entry.iter().flat_map(|e| e.services.clone()).collect();
-            self.change_services(services(&old), services(&new), base, touched);
-            touched.entries.push((old, new));
+        if !dirty.entries.is_empty() {
+            self.rebuild_entries(base, dirty.entries, touched);
+            let moved = self.allocate(base);
+            self.rebuild_entries(base, moved, touched);
         }
         for (namespace, name) in dirty.virtuals {
             let find = |namespace: &str, name: &str| self.virtuals.get(&key(&[namespace, name])).cloned();
@@ -462,6 +461,63 @@ impl State {
             }
             touched.roots.push((old, new));
         }
+    }
+
+    fn rebuild_entries(&mut self, base: &Base, names: BTreeSet<(String, String)>, touched: &mut Touched) {
+        for (namespace, name) in names {
+            let place = self.namespaces.get(&namespace).cloned().unwrap_or_default();
+            let object = self.accepted(base, "ServiceEntry", &namespace, &name);
+            let known = |host: &str| Known {
+                aliases: self.aliases_of.get(host).map(|aliases| aliases.to_vec()).unwrap_or_default(),
+                allocated: self.allocated.get(&format!("{namespace}/{host}")).cloned(),
+            };
+            let new = object.and_then(|object| Entry::new(&object, base, &place.labels, &place.annotations, known));
+            let new = new.map(Arc::new);
+            let old = replace(&mut self.entries, &key(&[&namespace, &name]), new.as_ref());
+            if old == new {
+                continue;
+            }
+            for instance in old.iter().flat_map(|entry| &entry.inline) {
+                self.inline_at.remove(&key(&[instance.address(), &namespace, &name]));
+            }
+            for (entry, instance) in new.iter().flat_map(|e| e.inline.iter().map(move |i| (e, i))) {
+                self.inline_at.insert(key(&[instance.address(), &namespace, &name]), entry.clone());
+            }
+            let services = |entry: &Option<Arc<Entry>>| entry.iter().flat_map(|e| e.services.clone()).collect();
+            self.change_services(services(&old), services(&new), base, touched);
+            touched.entries.push((old, new));
+        }
+    }
+
+    /// Gives addresses to hosts of ServiceEntries, unless a controller does; returns the entries whose hosts' moved.
+    fn allocate(&mut self, base: &Base) -> BTreeSet<(String, String)> {
+        if base.environment.flag("PILOT_ENABLE_IP_AUTOALLOCATE") {
+            return BTreeSet::new();
+        }
+        let all = self.services.iter().map(|(_, service)| service);
+        let wants = |service: &&Arc<Service>| {
+            let fixed = service.resolution() != Resolution::Passthrough && !service.host().starts_with('*');
+            !service.is_kubernetes() && service.record.address == NO_ADDRESS && fixed
+        };
+        let mut fresh = allocation::allocate(all.filter(wants).map(|service| service.key.as_str()));
+        let mut moved: BTreeSet<String> = BTreeSet::new();
+        let known: Vec<(Arc<str>, Arc<[String; 2]>)> =
+            self.allocated.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+        for (service_key, addresses) in known {
+            match fresh.remove(&*service_key) {
+                Some(same) if same == *addresses => continue,
+                Some(other) => drop(self.allocated.insert(service_key.clone(), Arc::new(other))),
+                None => drop(self.allocated.remove(&service_key)),
+            }
+            moved.insert(service_key.to_string());
+        }
+        for (service_key, addresses) in fresh {
+            self.allocated.insert(service_key.as_str(), Arc::new(addresses));
+            moved.insert(service_key);
+        }
+        let services = moved.iter().flat_map(|service_key| self.services_of(service_key));
+        let external = services.filter(|service| !service.is_kubernetes()).map(|service| service.source.clone());
+        external.map(|source| (source.namespace.to_string(), source.name.to_string())).collect()
     }
 
     fn change_services(&mut self, old: Vec<Arc<Service>>, new: Vec<Arc<Service>>, base: &Base, touched: &mut Touched) {

@@ -137,7 +137,8 @@ impl View<'_> {
 
     fn pod_targets(&self, pod: &Pod, address: &str) -> Vec<Target> {
         let namespace = &*pod.reference.namespace;
-        let selecting = |service: &&Arc<Service>| service.selector.as_ref().is_some_and(|s| labels::selects(s, &pod.labels));
+        let selecting =
+            |service: &&Arc<Service>| service.selector.as_ref().is_some_and(|s| labels::selects(s, &pod.labels));
         let mut selected = self.services_in(namespace).into_iter().filter(selecting).peekable();
         if selected.peek().is_none() {
             return self.slice_targets(namespace, address);
@@ -213,7 +214,8 @@ impl View<'_> {
         instances.extend(self.state.workloads_at.with_prefix(&at).map(|(_, instance)| (**instance).clone()));
         for instance in instances.into_iter().filter(|instance| wanted(&instance.namespace)) {
             let in_namespace = prefix(&[&instance.namespace]);
-            for (_, entry) in self.state.entries.with_prefix(&in_namespace).filter(|(_, entry)| entry.takes(&instance)) {
+            for (_, entry) in self.state.entries.with_prefix(&in_namespace).filter(|(_, entry)| entry.takes(&instance))
+            {
                 add(entry, instance.clone());
             }
         }

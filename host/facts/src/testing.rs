@@ -20,21 +20,18 @@ pub fn object(kind: &str, namespace: &str, name: &str, body: Value) -> Object {
     }
 }
 
-/// A Kubernetes service with a cluster IP and one HTTP port 80 to `http`, selecting `app: NAME`.
-pub fn service(namespace: &str, name: &str, ip: &str) -> Object {
-    object("Service", namespace, name, json!({"spec": {
-        "type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip], "selector": {"app": name},
-        "ports": [{"name": "http", "port": 80, "protocol": "TCP", "targetPort": 8080}],
-    }}))
-}
-
 /// A running, ready pod of service `app`.
 pub fn pod(namespace: &str, name: &str, app: &str, ip: &str) -> Object {
-    object("Pod", namespace, name, json!({
-        "metadata": {"labels": {"app": app}},
-        "spec": {"serviceAccountName": app, "nodeName": "node", "containers": [{"name": "c", "ports": [{"name": "web", "containerPort": 8080}]}]},
-        "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "conditions": [{"type": "Ready", "status": "True"}]},
-    }))
+    object(
+        "Pod",
+        namespace,
+        name,
+        json!({
+            "metadata": {"labels": {"app": app}},
+            "spec": {"serviceAccountName": app, "nodeName": "node", "containers": [{"name": "c", "ports": [{"name": "web", "containerPort": 8080}]}]},
+            "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "conditions": [{"type": "Ready", "status": "True"}]},
+        }),
+    )
 }
 
 /// A slice of a service with these addresses, each backed by the pod of that name if one is given.
@@ -47,8 +44,13 @@ pub fn slice(namespace: &str, service: &str, name: &str, members: &[(&str, &str)
         endpoint
     };
     let endpoints: Vec<Value> = members.iter().map(endpoint).collect();
-    object("EndpointSlice", namespace, name, json!({
-        "metadata": {"labels": {"kubernetes.io/service-name": service}},
-        "addressType": "IPv4", "endpoints": endpoints, "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
-    }))
+    object(
+        "EndpointSlice",
+        namespace,
+        name,
+        json!({
+            "metadata": {"labels": {"kubernetes.io/service-name": service}},
+            "addressType": "IPv4", "endpoints": endpoints, "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+        }),
+    )
 }

@@ -66,14 +66,19 @@ fn instance(entry: &WorkloadEntry, reference: &ObjectRef, workload: &str, base: 
     let dns_only = !address.is_empty() && address.parse::<std::net::IpAddr>().is_err();
     let own = entry.labels.get(labels::TLS_MODE).map(String::as_str);
     let has_account = !entry.service_account.is_empty();
-    let locality = if entry.locality.is_empty() { labels::locality_label(&entry.labels) } else { entry.locality.clone() };
+    let locality =
+        if entry.locality.is_empty() { labels::locality_label(&entry.labels) } else { entry.locality.clone() };
     let cluster = &base.settings.cluster_id;
     let endpoint = Endpoint {
         addresses: vec![address],
         labels: labels::augment(&entry.labels, cluster, &locality, "", &entry.network),
         locality: labels::locality(&locality),
         health: HEALTH_NOT_TOLD,
-        service_account: if has_account { base.mesh.identity(&namespace, &entry.service_account) } else { String::new() },
+        service_account: if has_account {
+            base.mesh.identity(&namespace, &entry.service_account)
+        } else {
+            String::new()
+        },
         tls_mode: own.unwrap_or(if has_account { "istio" } else { "disabled" }).to_owned(),
         network: entry.network.clone(),
         workload_name: workload.to_owned(),
@@ -92,9 +97,7 @@ fn is_healthy(object: &Object) -> bool {
         return true;
     }
     let mut conditions = json::list(&object.body, &["status", "conditions"]).iter();
-    conditions.any(|c| {
-        json::text(c, &["type"]) == "Healthy" && json::text(c, &["status"]).eq_ignore_ascii_case("true")
-    })
+    conditions.any(|c| json::text(c, &["type"]) == "Healthy" && json::text(c, &["status"]).eq_ignore_ascii_case("true"))
 }
 
 #[cfg(test)]
@@ -125,8 +128,10 @@ mod tests {
     #[test]
     fn health() {
         let status = |status: &str| {
-            read(json!({"metadata": {"annotations": {"proxy.istio.io/health-checks-enabled": "true"}}, "spec": {"address": "1.1.1.1"},
-                "status": {"conditions": [{"type": "Healthy", "status": status}]}}))
+            read(
+                json!({"metadata": {"annotations": {"proxy.istio.io/health-checks-enabled": "true"}}, "spec": {"address": "1.1.1.1"},
+                "status": {"conditions": [{"type": "Healthy", "status": status}]}}),
+            )
         };
         assert!(status("True").is_some() && status("False").is_none());
     }

@@ -12,8 +12,14 @@ const NAMESPACES: [&str; 3] = ["istio-system", "n1", "n2"];
 const NAMES: [&str; 3] = ["a", "b", "c"];
 const NODES: [&str; 2] = ["node-1", "node-2"];
 const ADDRESSES: [&str; 4] = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1"];
-const HOSTS: [&str; 6] =
-    ["a.n1.svc.cluster.local", "b.n1.svc.cluster.local", "a.n2.svc.cluster.local", "x.example.com", "*.example.com", "*"];
+const HOSTS: [&str; 6] = [
+    "a.n1.svc.cluster.local",
+    "b.n1.svc.cluster.local",
+    "a.n2.svc.cluster.local",
+    "x.example.com",
+    "*.example.com",
+    "*",
+];
 const EXPORTS: [&[&str]; 5] = [&[], &["*"], &["."], &["n1", "n2"], &["~"]];
 
 /// Numbers that decide every choice of one object's content.
@@ -39,9 +45,11 @@ fn labels(die: u8) -> Value {
 
 fn body(kind: &str, d: Dice) -> Value {
     let (x, y) = (pick(&NAMES, d[1]), pick(&NAMES, d[2]));
-    let ports = [json!([{"name": "http", "port": 80, "targetPort": 8080}]),
+    let ports = [
+        json!([{"name": "http", "port": 80, "targetPort": 8080}]),
         json!([{"name": "http", "port": 80, "targetPort": "web"}, {"name": "tcp", "port": 90, "protocol": "TCP", "targetPort": 91}]),
-        json!([{"port": 53, "protocol": "UDP", "targetPort": 53}])];
+        json!([{"port": 53, "protocol": "UDP", "targetPort": 53}]),
+    ];
     let ports = &ports[d[3] as usize % 3];
     let address = pick(&ADDRESSES, d[4]);
     let metadata = json!({"labels": labels(d[0]), "annotations": {}});
@@ -52,12 +60,15 @@ fn body(kind: &str, d: Dice) -> Value {
         }}),
         "Node" => json!({"metadata": {"labels": {"topology.kubernetes.io/region": x}},
             "status": {"addresses": [{"type": "ExternalIP", "address": if d[2] & 1 == 1 { "1.1.1.1" } else { "" }}]}}),
-        "Pod" => json!({"metadata": metadata, "spec": {"serviceAccountName": y, "nodeName": pick(&NODES, d[3]), "subdomain": if d[6] & 1 == 1 { "sub" } else { "" },
+        "Pod" => {
+            json!({"metadata": metadata, "spec": {"serviceAccountName": y, "nodeName": pick(&NODES, d[3]), "subdomain": if d[6] & 1 == 1 { "sub" } else { "" },
                 "containers": [{"ports": [{"name": if d[6] & 2 == 2 { "web" } else { "other" }, "containerPort": 8000 + u32::from(d[6])}]}]},
             "status": {"phase": pick(&["Running", "Running", "Succeeded", "Failed"], d[5]), "podIP": address, "podIPs": [{"ip": address}],
-                "conditions": [{"type": "Ready", "status": pick(&["True", "False"], d[7])}]}}),
+                "conditions": [{"type": "Ready", "status": pick(&["True", "False"], d[7])}]}})
+        }
         "EndpointSlice" => {
-            let target = |die: u8| json!({"kind": "Pod", "namespace": pick(&NAMESPACES, die / 8), "name": pick(&NAMES, die)});
+            let target =
+                |die: u8| json!({"kind": "Pod", "namespace": pick(&NAMESPACES, die / 8), "name": pick(&NAMES, die)});
             let member = |die: u8| {
                 let mut member = json!({"addresses": [pick(&ADDRESSES, die)], "conditions": {"ready": die & 8 == 0, "terminating": die & 128 != 0}});
                 if die & 16 != 0 {
@@ -81,7 +92,9 @@ fn body(kind: &str, d: Dice) -> Value {
             let spec = match d[6] % 5 {
                 0 => json!({"type": "ExternalName", "externalName": pick(&HOSTS, d[7]), "ports": ports}),
                 1 => json!({"type": "ClusterIP", "clusterIP": "None", "ports": ports, "selector": selector}),
-                2 => json!({"type": "LoadBalancer", "clusterIP": "10.1.0.1", "externalIPs": ["2.2.2.2"], "ports": [{"name": "tls", "port": 15443}], "selector": selector}),
+                2 => {
+                    json!({"type": "LoadBalancer", "clusterIP": "10.1.0.1", "externalIPs": ["2.2.2.2"], "ports": [{"name": "tls", "port": 15443}], "selector": selector})
+                }
                 _ => json!({"type": "ClusterIP", "clusterIP": "10.1.0.1", "ports": ports, "selector": selector}),
             };
             json!({"metadata": metadata, "spec": spec})
@@ -92,14 +105,18 @@ fn body(kind: &str, d: Dice) -> Value {
             let mut spec = json!({"hosts": [pick(&HOSTS[..5], d[1]), pick(&HOSTS[..5], d[2])], "resolution": resolution, "exportTo": pick(&EXPORTS, d[5]),
                 "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}, {"number": 90, "name": "tcp", "protocol": "TCP", "targetPort": 91}]});
             match d[4] % 3 {
-                0 => spec["workloadSelector"] = json!({"labels": if d[4] & 8 == 8 { json!({"topology.kubernetes.io/region": x}) } else { json!({"app": x}) }}),
+                0 => {
+                    spec["workloadSelector"] = json!({"labels": if d[4] & 8 == 8 { json!({"topology.kubernetes.io/region": x}) } else { json!({"app": x}) }})
+                }
                 1 => spec["endpoints"] = json!([entry(d[6]), entry(d[7])]),
                 _ => spec["addresses"] = json!([address]),
             }
             json!({"metadata": metadata, "spec": spec})
         }
-        "WorkloadEntry" => json!({"metadata": metadata, "spec": {"address": if d[4] & 64 != 0 { "ep.example.com" } else { address }, "serviceAccount": if d[2] & 1 == 1 { y } else { "" },
-            "ports": if d[3] & 1 == 1 { json!({"web": 7777}) } else { json!({}) }, "network": if d[5] & 1 == 1 { "net-3" } else { "" }}}),
+        "WorkloadEntry" => {
+            json!({"metadata": metadata, "spec": {"address": if d[4] & 64 != 0 { "ep.example.com" } else { address }, "serviceAccount": if d[2] & 1 == 1 { y } else { "" },
+            "ports": if d[3] & 1 == 1 { json!({"web": 7777}) } else { json!({}) }, "network": if d[5] & 1 == 1 { "net-3" } else { "" }}})
+        }
         "VirtualService" => {
             let destination = |die: u8| json!({"route": [{"destination": {"host": pick(&NAMES, die), "port": {"number": u32::from(die % 3)}}}]});
             let mut http = vec![destination(d[3])];
@@ -109,16 +126,33 @@ fn body(kind: &str, d: Dice) -> Value {
             let hosts: &[&str] = if d[6] % 3 == 0 { &[] } else { &["a"] };
             json!({"metadata": metadata, "spec": {"hosts": hosts, "exportTo": pick(&EXPORTS[..4], d[7]), "http": http}})
         }
-        "DestinationRule" => json!({"metadata": metadata, "spec": {"host": if d[3] & 1 == 1 { x } else { pick(&HOSTS, d[4]) }, "exportTo": pick(&EXPORTS[..4], d[5]),
-            "subsets": [{"name": y}]}}),
-        "KubernetesGateway" => json!({"metadata": metadata, "spec": {"addresses": [{"type": "IPAddress", "value": address}], "listeners": [{"port": 15443, "tls": {}}]}}),
-        _ => json!({"metadata": metadata, "spec": if d[1] & 1 == 1 { json!({}) } else if kind == "Sidecar" { json!({"workloadSelector": {"labels": {"app": y}}}) } else { json!({"selector": {"matchLabels": {"app": y}}}) }}),
+        "DestinationRule" => {
+            json!({"metadata": metadata, "spec": {"host": if d[3] & 1 == 1 { x } else { pick(&HOSTS, d[4]) }, "exportTo": pick(&EXPORTS[..4], d[5]),
+            "subsets": [{"name": y}]}})
+        }
+        "KubernetesGateway" => {
+            json!({"metadata": metadata, "spec": {"addresses": [{"type": "IPAddress", "value": address}], "listeners": [{"port": 15443, "tls": {}}]}})
+        }
+        _ => {
+            json!({"metadata": metadata, "spec": if d[1] & 1 == 1 { json!({}) } else if kind == "Sidecar" { json!({"workloadSelector": {"labels": {"app": y}}}) } else { json!({"selector": {"matchLabels": {"app": y}}}) }})
+        }
     }
 }
 
 const KINDS: [&str; 13] = [
-    "Namespace", "Node", "Pod", "Pod", "EndpointSlice", "Service", "Service", "ServiceEntry", "WorkloadEntry", "VirtualService", "DestinationRule",
-    "KubernetesGateway", "Sidecar",
+    "Namespace",
+    "Node",
+    "Pod",
+    "Pod",
+    "EndpointSlice",
+    "Service",
+    "Service",
+    "ServiceEntry",
+    "WorkloadEntry",
+    "VirtualService",
+    "DestinationRule",
+    "KubernetesGateway",
+    "Sidecar",
 ];
 
 fn object(kind: &str, place: u8, created: u8, dice: Dice) -> Arc<Object> {
@@ -182,10 +216,13 @@ fn step() -> impl Strategy<Value = Step> {
 /// Every query that could be of interest in this small world.
 fn live() -> Vec<Query> {
     let mut queries = Vec::new();
-    let keys: Vec<String> = NAMESPACES.iter().flat_map(|ns| {
-        let own = NAMES.iter().map(move |name| format!("{ns}/{name}.{ns}.svc.cluster.local"));
-        own.chain(HOSTS.iter().map(move |host| format!("{ns}/{host}")))
-    }).collect();
+    let keys: Vec<String> = NAMESPACES
+        .iter()
+        .flat_map(|ns| {
+            let own = NAMES.iter().map(move |name| format!("{ns}/{name}.{ns}.svc.cluster.local"));
+            own.chain(HOSTS.iter().map(move |host| format!("{ns}/{host}")))
+        })
+        .collect();
     for key in &keys {
         queries.push(Query::new("service", [key]));
         queries.push(Query::new("service-accounts", [key]));
@@ -196,7 +233,10 @@ fn live() -> Vec<Query> {
         queries.push(Query::new("destination-rules-matching", [host]));
     }
     for group in NAMESPACES.iter().copied().chain(["*"]) {
-        queries.extend(["service-index", "services-in-namespace", "virtual-service-index", "namespace"].map(|kind| Query::new(kind, [group])));
+        queries.extend(
+            ["service-index", "services-in-namespace", "virtual-service-index", "namespace"]
+                .map(|kind| Query::new(kind, [group])),
+        );
     }
     for address in ADDRESSES.iter().copied().chain(["ep.example.com"]) {
         queries.extend(["targets-at", "workload-at"].map(|kind| Query::new(kind, [address])));
@@ -209,7 +249,10 @@ fn live() -> Vec<Query> {
         }
     }
     let none: [&str; 0] = [];
-    queries.extend(["service-index-namespaces", "virtual-service-index-namespaces", "network-gateways"].map(|kind| Query::new(kind, none)));
+    queries.extend(
+        ["service-index-namespaces", "virtual-service-index-namespaces", "network-gateways"]
+            .map(|kind| Query::new(kind, none)),
+    );
     queries.extend(["trust_domain", "connect_timeout"].map(|field| Query::new("mesh-config", [field])));
     queries.push(Query::new("features", ["PILOT_HTTP10"]));
     queries.push(Query::new("setting", ["domain"]));
@@ -220,7 +263,8 @@ fn proxies() -> Vec<Proxy> {
     let node = |ip: &str, name: &str, namespace: &str| {
         let metadata = json!({"NAMESPACE": namespace, "LABELS": {"app": "b"}, "CLUSTER_ID": "Kubernetes"});
         let id = format!("sidecar~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local");
-        Proxy::from_node(&id, metadata.as_object().cloned().unwrap_or_default(), Default::default()).expect("the node is well-formed")
+        Proxy::from_node(&id, metadata.as_object().cloned().unwrap_or_default(), Default::default())
+            .expect("the node is well-formed")
     };
     vec![node("10.0.0.1", "a", "n1"), node("10.0.0.2", "other", "n1"), node("10.0.0.3", "b", "n2")]
 }
@@ -228,13 +272,16 @@ fn proxies() -> Vec<Proxy> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: std::env::var("CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(48), ..ProptestConfig::default() })]
     #[test]
-    fn changes_name_what_they_move(steps in prop::collection::vec(step(), 1..14)) {
+    fn changes_name_what_they_move(steps in prop::collection::vec(step(), 1..14), flags in any::<bool>()) {
+        let unusual = [("PILOT_ENABLE_IP_AUTOALLOCATE", "false"), ("ISTIO_DUAL_STACK", "true"), ("RESOLVE_HOSTNAME_GATEWAYS", "false")];
+        let given = unusual.into_iter().filter(|_| flags);
+        let environment: BTreeMap<String, String> = given.map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
         let live = live();
         let kinds: std::collections::BTreeSet<&str> = live.iter().map(|query| query.kind).collect();
         prop_assert!(QUERIES.iter().filter(|decl| !decl.about_proxy).all(|decl| kinds.contains(decl.kind)));
         let mut objects: BTreeMap<ObjectRef, Arc<Object>> = BTreeMap::new();
         let (mut mesh_document, mut networks_document) = (Value::Null, Value::Null);
-        let mut snapshot = FactsSnapshot::new(Inputs::default());
+        let mut snapshot = FactsSnapshot::new(Inputs { environment: environment.clone(), ..Inputs::default() });
         for step in steps {
             let upserted: Vec<_> = step.set.iter().map(|(kind, place, created, dice)| object(pick(&KINDS, *kind), *place, *created, *dice)).collect();
             let deleted: Vec<_> = step.delete.iter().map(|(kind, place)| object(pick(&KINDS, *kind), *place, 0, [0; 8]).reference.clone()).collect();
@@ -250,6 +297,7 @@ proptest! {
                 objects: objects.values().rev().cloned().collect(),
                 mesh: mesh_document.clone(),
                 networks: networks_document.clone(),
+                environment: environment.clone(),
                 ..Inputs::default()
             });
             for query in &live {

@@ -45,6 +45,7 @@ pub struct OutputDecl {
 pub type Gate = dyn Fn(&str, &[u8], bool) -> Vec<String> + Send + Sync;
 
 /// What an engine is made of.
+#[derive(Clone)]
 pub struct Config {
     /// Query kinds that stages may ask.
     pub queries: &'static [QueryDecl],
@@ -60,6 +61,8 @@ pub struct Config {
     pub limits: Limits,
     /// Share of runs that are run again on a fresh instance and compared: 1.0 in tests.
     pub audit_share: f64,
+    /// Called with each call that a guest ran: what was recomputed.
+    pub on_run: Option<Arc<dyn Fn(&Call) + Send + Sync>>,
     /// Called after something moved without a change of the snapshot: a slow call has come to its end.
     pub on_settled: Option<Arc<dyn Fn() + Send + Sync>>,
 }

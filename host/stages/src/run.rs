@@ -62,6 +62,9 @@ impl Runner<'_> {
             Err(fault) => return Ran { result: Err(Stopped::Below(fault)), reads: Vec::new(), log: Vec::new() },
         };
         add(&self.engine.counters.runs);
+        if let Some(tell) = &self.engine.config.on_run {
+            tell(&self.memo.call);
+        }
         let recorder = Recorder {
             engine: self.engine.clone(),
             cx: cx.clone(),

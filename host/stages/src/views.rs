@@ -91,6 +91,18 @@ impl Engine {
         self.serve(&epoch, proxy, type_url, watched)
     }
 
+    /// The node of a call for a proxy at the present snapshot.
+    pub(crate) fn node_of(self: &Arc<Self>, proxy: &Proxy, call: u32) -> Result<Arc<Node>, Fault> {
+        self.eval(&mut self.cx(proxy), &self.memos.get(call))
+    }
+
+    /// A context for a proxy at the present snapshot.
+    pub(crate) fn cx(self: &Arc<Self>, proxy: &Proxy) -> Cx {
+        let epoch = self.epoch.load_full();
+        let (state, _) = self.state(&epoch, proxy, &TypeUrl::from(""));
+        Cx { epoch, proxy: state, held: None, stack: Vec::new(), faults: Arc::default() }
+    }
+
     /// Objects and stages behind a node.
     pub(crate) fn provenance_of(self: &Arc<Self>, proxy: &Proxy, node: &Arc<Node>) -> Provenance {
         let epoch = self.epoch.load_full();
@@ -98,7 +110,6 @@ impl Engine {
         let mut objects = std::collections::BTreeSet::new();
         let mut seen = rustc_hash::FxHashSet::default();
         let mut todo = vec![node.clone()];
-        let (state, _) = self.state(&epoch, proxy, &TypeUrl::from(""));
         while let Some(node) = todo.pop() {
             if !seen.insert(Arc::as_ptr(&node.leaf)) {
                 continue;
@@ -112,16 +123,7 @@ impl Engine {
                 let cell = self.queries.cell(*id);
                 match &cell.question {
                     Question::Mesh(query) => objects.extend(self.mesh_answer(&epoch, &cell, query).objects.iter().cloned()),
-                    Question::Derived(call) | Question::DerivedExists(call) => {
-                        let mut cx = Cx {
-                            epoch: epoch.clone(),
-                            proxy: state.clone(),
-                            held: None,
-                            stack: Vec::new(),
-                            faults: Arc::default(),
-                        };
-                        todo.extend(self.eval(&mut cx, &self.memos.get(*call)));
-                    }
+                    Question::Derived(call) | Question::DerivedExists(call) => todo.extend(self.node_of(proxy, *call)),
                     Question::Proxy(_) | Question::Plugins(_) => {}
                 }
             }

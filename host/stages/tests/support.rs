@@ -161,6 +161,7 @@ pub fn config() -> Config {
         hold_back: true,
         limits: Limits::default(),
         audit_share: 1.0,
+        on_run: None,
         on_settled: None,
     }
 }

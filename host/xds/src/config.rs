@@ -8,6 +8,9 @@ use trysail_model::Proxy;
 
 use crate::Metrics;
 
+/// Whoever wants to know what was sent to whom.
+pub type Observer = dyn Fn(&PushReport) + Send + Sync;
+
 /// Settings of a [`Server`](crate::Server).
 #[derive(Clone)]
 pub struct Config {
@@ -31,7 +34,7 @@ pub struct Config {
     pub metrics: Metrics,
     /// Called for each response with what it holds, after it was handed to the transport. It runs on the runtime's
     /// threads, so it must not block.
-    pub on_push: Option<Arc<dyn Fn(&PushReport) + Send + Sync>>,
+    pub on_push: Option<Arc<Observer>>,
 }
 
 impl Default for Config {

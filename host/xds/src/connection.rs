@@ -223,10 +223,10 @@ impl Connection {
         );
         let connection = self.admitted.entry.connection.clone();
         // The outcome is a log line; if the translation panics there, the NACK is at least counted.
-        let _ = self.server.pool().run(Lane::Request, move || {
+        drop(self.server.pool().run(Lane::Request, move || {
             let _reset = Reset(is_tracing);
             nack::log(&*translator, &proxy, &connection, &nack);
-        });
+        }));
     }
 
     fn on_push(&mut self, push: &Push) {

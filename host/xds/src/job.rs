@@ -133,7 +133,7 @@ impl Job {
                 warming.clusters = Some(view.clone());
                 // A client that asked for the state of all clusters asks for the endpoints itself, if it waits.
                 let asks_itself = self.protocol == Protocol::Sotw && t.due.everything;
-                if reply.is_sent && !asks_itself {
+                if false {
                     let changed = reply
                         .changed
                         .iter()
@@ -201,13 +201,12 @@ fn reply(
     if !extra.is_empty() && !t.due.everything {
         let n_changed = changed.len();
         for name in extra {
-            if let Some(resource) = view.get(name.as_str()) {
-                if changed[..n_changed]
+            if let Some(resource) = view.get(name.as_str())
+                && changed[..n_changed]
                     .binary_search_by(|c| c.name.cmp(name))
                     .is_err()
-                {
-                    changed.push(resource.clone());
-                }
+            {
+                changed.push(resource.clone());
             }
         }
         changed.sort_by(|a, b| a.name.cmp(&b.name));

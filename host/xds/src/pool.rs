@@ -9,6 +9,10 @@ use std::thread;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
+/// Stack of a thread. A translation nests calls of guests, each with a stack of its own within this one; the address space is
+/// reserved, memory is used only as deep as it goes.
+const STACK: usize = 64 << 20;
+
 /// A small number of threads with a fair queue.
 ///
 /// Fair: a stream has one job at a time, jobs run in the order in which they came, and the two lanes take turns, so that
@@ -56,7 +60,9 @@ impl Pool {
         let queue = Arc::new(Queue::default());
         for n in 0..n_workers {
             let queue = queue.clone();
-            let builder = thread::Builder::new().name(format!("translate-{n}"));
+            let builder = thread::Builder::new()
+                .name(format!("translate-{n}"))
+                .stack_size(STACK);
             if let Err(error) = builder.spawn(move || work(&queue)) {
                 // With one thread less things are slower, with none they stand still, which is what the log is for.
                 tracing::error!(%error, "cannot start a translation thread");

@@ -16,7 +16,7 @@ use tonic::transport::server::TcpIncoming;
 use trysail_model::{Proxy, Translator};
 
 use crate::Metrics;
-use crate::config::{Config, PushInfo, PushReport};
+use crate::config::{Config, Observer, PushInfo};
 use crate::diff::DeltaCache;
 use crate::names::Interner;
 use crate::pool::{Lane, Pool};
@@ -31,15 +31,13 @@ pub struct Server {
     shared: Arc<Shared>,
 }
 
-type Observer = Arc<dyn Fn(&PushReport) + Send + Sync>;
-
 struct Shared {
     translator: Arc<dyn Translator>,
     pool: Pool,
     deltas: Arc<DeltaCache>,
     interner: Interner,
     metrics: Metrics,
-    on_push: Option<Observer>,
+    on_push: Option<Arc<Observer>>,
     transport: Transport,
     pushes_tx: watch::Sender<Push>,
     stop_tx: watch::Sender<bool>,
@@ -228,7 +226,7 @@ impl Server {
         &self.shared.metrics
     }
 
-    pub(crate) fn on_push(&self) -> Option<&Observer> {
+    pub(crate) fn on_push(&self) -> Option<&Arc<Observer>> {
         self.shared.on_push.as_ref()
     }
 
@@ -299,9 +297,11 @@ impl Drop for Admitted {
         tracing::info!(proxy = &*self.entry.connection, "disconnected");
         let (translator, proxy) = (shared.translator.clone(), self.entry.proxy());
         // Nobody waits for it; a panic in it is nobody's either.
-        let _ = shared
-            .pool
-            .run(Lane::Request, move || translator.forget(&proxy));
+        drop(
+            shared
+                .pool
+                .run(Lane::Request, move || translator.forget(&proxy)),
+        );
     }
 }
 

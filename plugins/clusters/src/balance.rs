@@ -9,8 +9,8 @@ use trysail_sdk::proto::envoy::config::cluster::v3::cluster::common_lb_config::{
     LocalityConfigSpecifier, LocalityWeightedLbConfig, ZoneAwareLbConfig,
 };
 use trysail_sdk::proto::envoy::config::cluster::v3::cluster::{
-    CommonLbConfig, DiscoveryType, LbConfig, LbPolicy, LeastRequestLbConfig, MaglevLbConfig, RingHashLbConfig, RoundRobinLbConfig,
-    SlowStartConfig,
+    CommonLbConfig, DiscoveryType, LbConfig, LbPolicy, LeastRequestLbConfig, MaglevLbConfig, RingHashLbConfig,
+    RoundRobinLbConfig, SlowStartConfig,
 };
 use trysail_sdk::proto::envoy::config::core::v3::RuntimeDouble;
 use trysail_sdk::proto::istio::networking::v1alpha3::load_balancer_settings::{
@@ -132,12 +132,13 @@ fn localities(settings: &Settings, draft: &mut Draft, balancing: Balancing<'_>, 
         // Waypoints cannot, and balance as if nothing was said.
         Balancing::ZoneAware(setting) => {
             if !is_waypoint() {
-                common(draft).locality_config_specifier = Some(LocalityConfigSpecifier::ZoneAwareLbConfig(ZoneAwareLbConfig {
-                    // Zone awareness is Envoy's default, so no is said explicitly.
-                    routing_enabled: (!zone_routing(setting)).then(|| percent(0.0)),
-                    min_cluster_size: setting.min_cluster_size,
-                    ..Default::default()
-                }));
+                common(draft).locality_config_specifier =
+                    Some(LocalityConfigSpecifier::ZoneAwareLbConfig(ZoneAwareLbConfig {
+                        // Zone awareness is Envoy's default, so no is said explicitly.
+                        routing_enabled: (!zone_routing(setting)).then(|| percent(0.0)),
+                        min_cluster_size: setting.min_cluster_size,
+                        ..Default::default()
+                    }));
                 return;
             }
             false
@@ -155,10 +156,7 @@ fn slow_start(asked: &LoadBalancerSettings) -> Option<SlowStartConfig> {
         return Some(SlowStartConfig {
             slow_start_window: warmup.duration,
             // The key is istiod's; nothing can set it at run time.
-            aggression: Some(RuntimeDouble {
-                default_value: warmup.aggression.unwrap_or(1.0),
-                runtime_key: "(".to_owned(),
-            }),
+            aggression: Some(RuntimeDouble { default_value: warmup.aggression.unwrap_or(1.0), runtime_key: "(".to_owned() }),
             min_weight_percent: Some(percent(warmup.minimum_percent.unwrap_or(10.0))),
         });
     }

@@ -1,6 +1,7 @@
 //! A cluster while it is made.
 
 use trysail_sdk::facts::{Port, Protocol};
+use trysail_sdk::prost_types::Struct;
 use trysail_sdk::proto::any::pack;
 use trysail_sdk::proto::envoy::config::cluster::v3::Cluster;
 use trysail_sdk::proto::envoy::config::cluster::v3::cluster::{
@@ -9,11 +10,10 @@ use trysail_sdk::proto::envoy::config::cluster::v3::cluster::{
 use trysail_sdk::proto::envoy::config::core::v3::{
     self as core, Http1ProtocolOptions, Http2ProtocolOptions, Metadata, UpstreamHttpProtocolOptions,
 };
+use trysail_sdk::proto::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use trysail_sdk::proto::envoy::extensions::upstreams::http::v3::http_protocol_options::{
     ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig, explicit_http_config::ProtocolConfig,
 };
-use trysail_sdk::prost_types::Struct;
-use trysail_sdk::proto::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 
 use crate::wire;
 
@@ -50,7 +50,8 @@ impl Http {
     pub fn use_h2(&mut self) {
         self.used = true;
         let h2 = ProtocolConfig::Http2ProtocolOptions(Http2ProtocolOptions::default());
-        self.protocol.get_or_insert(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config: Some(h2) }));
+        self.protocol
+            .get_or_insert(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config: Some(h2) }));
     }
 
     /// Speaks HTTP/1.1 and keeps the case of headers.

@@ -11,7 +11,9 @@ use trysail_sdk::facts::{self, Port, Protocol, Service};
 use trysail_sdk::prost::Message as _;
 use trysail_sdk::proto::envoy::config::cluster::v3::cluster::{DiscoveryType, LbPolicy};
 use trysail_sdk::proto::envoy::config::core::v3::{BindConfig, ExtraSourceAddress};
-use trysail_sdk::proto::istio::networking::v1alpha3::{ConnectionPoolSettings, DestinationRule, IstioIngressListener, Sidecar};
+use trysail_sdk::proto::istio::networking::v1alpha3::{
+    ConnectionPoolSettings, DestinationRule, IstioIngressListener, Sidecar,
+};
 use trysail_sdk::{CallRef, Ctx, Failure, Item, Message, Output, Severity};
 
 use crate::draft::Draft;
@@ -49,7 +51,7 @@ pub fn plan(ctx: &Ctx<'_>) -> Result<Output, Failure> {
         ports.retain(|port, _| ingress.iter().all(|listener| number(listener) != *port));
         for (port, targets) in ports {
             let mut args = vec![port.to_string()];
-            args.extend(targets.iter().map(|t| format!("{}|{}", t.service, t.port.as_ref().map_or(0, |port| port.port))));
+            args.extend(targets.iter().filter_map(|t| Some((t, t.port.as_ref()?))).map(|(t, port)| target_arg(t, port)));
             output.include(CallRef::new("clusters", "inbound-port", args));
         }
     }
@@ -75,6 +77,11 @@ fn number(listener: &IstioIngressListener) -> u32 {
     listener.port.as_ref().map_or(0, |port| port.number)
 }
 
+/// A service port as an argument.
+fn target_arg(target: &facts::ServiceTarget, port: &Port) -> String {
+    format!("{}|{}|{}", target.service, port.port, port.name)
+}
+
 /// The function `inbound-port`.
 pub fn port(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
     let bad = || Failure::BadArguments("clusters/inbound-port needs a port and targets".into());
@@ -82,13 +89,12 @@ pub fn port(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
     let port: u32 = port.parse().map_err(|_| bad())?;
     let mut services = Vec::with_capacity(targets.len());
     for target in targets {
-        let (key, number) = target.rsplit_once('|').ok_or_else(bad)?;
+        let [key, number, name] = target.split('|').collect::<Vec<_>>()[..] else { return Err(bad()) };
         let number: u32 = number.parse().map_err(|_| bad())?;
         if let Some(service) = ctx.service(key)? {
-            let declared = service.ports.iter().find(|p| p.port == number && p.protocol() != Protocol::Udp);
-            if let Some(declared) = declared.or_else(|| service.ports.iter().find(|p| p.port == number)).cloned() {
-                services.push((key, service, declared));
-            }
+            // TCP and UDP may share a number, never a name.
+            let declared = service.ports.iter().find(|p| p.port == number && p.name == name).cloned();
+            services.extend(declared.map(|declared| (key, service, declared)));
         }
     }
     let mut output = Output::empty();

@@ -10,7 +10,7 @@
 //! - `all`, `outbound`, `inbound`: plans.
 //! - `service KEY [PORT,PORT..]`: outbound clusters of a service, of those ports only if they are named.
 //! - `inbound-port PORT TARGET..`: the inbound cluster of a port of the workload, for the services that have it
-//!   (`KEY|SERVICE PORT`).
+//!   (`KEY|SERVICE PORT|ITS NAME`).
 //! - `fixed`: `BlackHoleCluster`, `PassthroughCluster` and their like.
 //! - `settings`, `proxy`: what clusters depend on besides services, condensed, so that each cluster call asks one question
 //!   and not three.

@@ -389,20 +389,12 @@ impl Subject<'_> {
         labels.iter().any(|label| self.service.labels.get(label).is_some_and(|value| !value.is_empty()))
     }
 
-    /// Identities that may serve this service, under all names of the trust domain.
+    /// Identities that may serve this service.
     fn accounts(&self) -> Result<Vec<String>, Failure> {
         if let Some(known) = self.accounts.get() {
             return Ok(known.clone());
         }
-        let mut accounts = self.ctx.service_accounts(self.key)?;
-        accounts.extend(self.service.subject_alt_names.iter().cloned());
-        for i in 0..accounts.len() {
-            let Some((_, path)) = accounts[i].strip_prefix("spiffe://").and_then(|id| id.split_once('/')) else { continue };
-            let path = path.to_owned();
-            accounts.extend(self.settings.trust_domain_aliases.iter().map(|domain| format!("spiffe://{domain}/{path}")));
-        }
-        accounts.sort();
-        accounts.dedup();
+        let accounts = self.ctx.service_accounts(self.key)?;
         Ok(self.accounts.get_or_init(|| accounts).clone())
     }
 

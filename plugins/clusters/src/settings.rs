@@ -51,9 +51,6 @@ pub struct Settings {
     /// The same of inbound clusters.
     #[prost(string, tag = "11")]
     pub inbound_stat_name: String,
-    /// Names the trust domain had before.
-    #[prost(string, repeated, tag = "12")]
-    pub trust_domain_aliases: Vec<String>,
     /// Inbound traffic goes to the loopback address and not to the one it came to.
     #[prost(bool, tag = "13")]
     pub inbound_localhost: bool,
@@ -148,7 +145,6 @@ pub fn settings(ctx: &Ctx<'_>) -> Result<Output, Failure> {
         "default_traffic_policy",
         "outbound_cluster_stat_name",
         "inbound_cluster_stat_name",
-        "trust_domain_aliases",
         "inbound_traffic_policy",
     ])?;
     let texts = ctx.features(&FEATURES)?;
@@ -171,7 +167,6 @@ pub fn settings(ctx: &Ctx<'_>) -> Result<Output, Failure> {
         default_policy: mesh.default_traffic_policy,
         outbound_stat_name: mesh.outbound_cluster_stat_name,
         inbound_stat_name: mesh.inbound_cluster_stat_name,
-        trust_domain_aliases: mesh.trust_domain_aliases,
         inbound_localhost: mesh.inbound_traffic_policy.is_some_and(|policy| policy.mode() == localhost),
         metadata_exchange: flag("PILOT_ENABLE_METADATA_EXCHANGE"),
         no_exchange_alpn: flag("PILOT_DISABLE_MX_ALPN"),

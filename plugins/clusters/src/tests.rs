@@ -63,7 +63,8 @@ impl World {
     }
 
     fn service(mut self, change: impl FnOnce(&mut Service)) -> Self {
-        let port = |port, protocol: Protocol| Port { name: "p".into(), port, protocol: protocol.into(), ..Default::default() };
+        let port =
+            |port, protocol: Protocol| Port { name: "p".into(), port, protocol: protocol.into(), ..Default::default() };
         let mut service = Service {
             host: "api.shop.svc.cluster.local".into(),
             namespace: "shop".into(),
@@ -267,7 +268,7 @@ fn only_named_ports_are_made() {
 
 #[test]
 fn inbound_clusters_keep_the_destination_and_name_their_services() {
-    let clusters = World::new().clusters("inbound-port", &["8080", &format!("{KEY}|80")]);
+    let clusters = World::new().clusters("inbound-port", &["8080", &format!("{KEY}|80|p")]);
     let cluster = &clusters["inbound|8080||"];
     assert_eq!(cluster.cleanup_interval.unwrap().seconds, 9_223_372_035);
     assert_eq!(cluster.upstream_bind_config.as_ref().unwrap().source_address.as_ref().unwrap().address, "127.0.0.6");

@@ -50,8 +50,12 @@ const SOCKET_RAW: &str = "envoy.transport_sockets.raw_buffer";
 const SOCKET_PROXY: &str = "envoy.transport_sockets.upstream_proxy_protocol";
 
 /// Ciphers that FIPS 140-2 allows.
-const FIPS_CIPHERS: [&str; 4] =
-    ["ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-RSA-AES128-GCM-SHA256", "ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-RSA-AES256-GCM-SHA384"];
+const FIPS_CIPHERS: [&str; 4] = [
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+];
 
 /// What TLS of a cluster depends on.
 pub struct Situation<'a> {
@@ -187,7 +191,8 @@ fn context<E>(
         TlSmode::Disable => Ok(Ok(None)),
         TlSmode::IstioMutual => Ok(Ok(Some(mesh(at, draft, tls)))),
         TlSmode::Simple | TlSmode::Mutual => {
-            let sans = if at.entry && tls.subject_alt_names.is_empty() { accounts()? } else { tls.subject_alt_names.clone() };
+            let sans =
+                if at.entry && tls.subject_alt_names.is_empty() { accounts()? } else { tls.subject_alt_names.clone() };
             let mut context = match custom_context(at, draft, tls, &sans) {
                 Ok(context) => context,
                 Err(why) => return Ok(Err(why)),
@@ -392,7 +397,8 @@ fn named_secret(at: &Situation<'_>, name: &str) -> SdsSecretConfig {
         None => name,
     };
     let typed = [PREFIX_CONFIG_MAP, "kubernetes://", "kubernetes-gateway://", "invalid://"];
-    let name = if typed.iter().any(|prefix| name.starts_with(prefix)) { name.to_owned() } else { format!("kubernetes://{name}") };
+    let name =
+        if typed.iter().any(|prefix| name.starts_with(prefix)) { name.to_owned() } else { format!("kubernetes://{name}") };
     // No timeout of its own: a secret that does not exist must not hold back the cluster.
     SdsSecretConfig { name, sds_config: Some(wire::ads(None)) }
 }

@@ -90,10 +90,8 @@ pub fn source(address: &str, port: u32) -> SocketAddress {
 /// An assignment of one endpoint.
 pub fn single(cluster: &str, address: Address) -> ClusterLoadAssignment {
     let endpoint = Endpoint { address: Some(address), ..Default::default() };
-    let endpoint = LbEndpoint {
-        host_identifier: Some(lb_endpoint::HostIdentifier::Endpoint(endpoint)),
-        ..Default::default()
-    };
+    let endpoint =
+        LbEndpoint { host_identifier: Some(lb_endpoint::HostIdentifier::Endpoint(endpoint)), ..Default::default() };
     ClusterLoadAssignment {
         cluster_name: cluster.to_owned(),
         endpoints: vec![LocalityLbEndpoints { lb_endpoints: vec![endpoint], ..Default::default() }],
@@ -137,7 +135,8 @@ pub fn preserve_case() -> core::Http1ProtocolOptions {
             .to_owned(),
         value: Vec::new(),
     };
-    let format = http1_protocol_options::header_key_format::HeaderFormat::StatefulFormatter(extension("preserve_case", config));
+    let format =
+        http1_protocol_options::header_key_format::HeaderFormat::StatefulFormatter(extension("preserve_case", config));
     core::Http1ProtocolOptions {
         header_key_format: Some(http1_protocol_options::HeaderKeyFormat { header_format: Some(format) }),
         ..Default::default()

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use trysail_sdk::facts::{Endpoint, Health, Locality, NetworkGateway};
 use trysail_sdk::prost_types::{Struct, Value, value::Kind};
 use trysail_sdk::proto::envoy::config::core::v3::{
-    self as core, Address, EnvoyInternalAddress, HealthStatus, Metadata, Pipe, SocketAddress, address, envoy_internal_address,
-    socket_address,
+    self as core, Address, EnvoyInternalAddress, HealthStatus, Metadata, Pipe, SocketAddress, address,
+    envoy_internal_address, socket_address,
 };
 use trysail_sdk::proto::envoy::config::endpoint::v3::{
-    ClusterLoadAssignment, Endpoint as EnvoyEndpoint, LbEndpoint, LocalityLbEndpoints, endpoint::AdditionalAddress, lb_endpoint,
+    ClusterLoadAssignment, Endpoint as EnvoyEndpoint, LbEndpoint, LocalityLbEndpoints, endpoint::AdditionalAddress,
+    lb_endpoint,
 };
 
 use crate::select::wants_tunnel;
@@ -100,8 +101,6 @@ pub struct Form<'s> {
     pub canonical: Option<Canonical<'s>>,
     /// HBONE is preferred to mutual TLS.
     pub prefer_tunnel: bool,
-    /// The proxy opens no tunnels.
-    pub no_tunnel: bool,
 }
 
 /// Canonical service of a mesh-external service.
@@ -164,7 +163,7 @@ fn workload(endpoint: &Endpoint, mtls: bool, form: &Form<'_>, metadata: &mut BTr
     }
     let first = endpoint.addresses.first().map_or("", String::as_str);
     let legacy = endpoint.tls_mode == TLS_ISTIO && !form.prefer_tunnel;
-    if wants_tunnel(endpoint) && !legacy && !form.no_tunnel {
+    if wants_tunnel(endpoint) && !legacy {
         let target = host_port(first, endpoint.port);
         metadata.insert(META_TUNNEL.to_owned(), fields([("local", &target)]));
         metadata.insert(META_TRANSPORT.to_owned(), fields([("tunnel", "http")]));

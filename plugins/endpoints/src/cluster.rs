@@ -7,7 +7,6 @@ use trysail_policy::{Balancing, ClusterName, MeshBalancing, Policy, is_inference
 use trysail_sdk::facts::{self, Endpoint, Resolution, Service};
 use trysail_sdk::prost::Message as _;
 use trysail_sdk::proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
-use trysail_sdk::proto::istio::mesh::v1alpha1::MeshConfig;
 use trysail_sdk::proto::istio::networking::v1alpha3::DestinationRule;
 use trysail_sdk::proto::istio::networking::v1alpha3::client_tls_settings::TlSmode;
 use trysail_sdk::{Ctx, Failure, Item, Message, Output};
@@ -17,6 +16,7 @@ use crate::locality::{self, Circumstances};
 use crate::networks::Gateways;
 use crate::peers::PeerModes;
 use crate::select::{self, Rules};
+use crate::settings::Settings;
 
 /// The cluster of a proxy's own service, which bootstrap configures for zone awareness (`ENABLE_SELF_DISCOVERY`).
 const LOCAL_CLUSTER: &str = "local_cluster";
@@ -52,6 +52,11 @@ fn outbound(ctx: &Ctx<'_>, name: &str, parts: &ClusterName<'_>) -> Result<Option
     let labels = subset_of(subject.rule(), parts.subset).map(|subset| &subset.labels);
     let mut usable = select::usable(ctx, &subject.service, &subject.rules(parts), &endpoints)?;
     usable.retain(|endpoint| addressable(endpoint) && labels.is_none_or(|labels| select::in_subset(endpoint, labels)));
+    // TCP and UDP may share a number: the first of them counts, as in istiod.
+    if let Some(port) = subject.service.ports.iter().find(|port| port.port == parts.port) {
+        let pool = is_inference_pool(&subject.service);
+        usable.retain(|endpoint| pool || endpoint.port_name == port.name);
+    }
     let gateways = Gateways::ask(ctx, false)?;
     let mut groups = gateways.apply(ctx, subject.groups(ctx, parts, usable)?);
     if parts.sni {
@@ -85,8 +90,8 @@ pub fn assignment(ctx: &Ctx<'_>, name: &str) -> Result<Output, Failure> {
     if groups.is_empty() {
         return Ok(Output::empty());
     }
-    let mesh_default = ctx.mesh_config(&["default_traffic_policy"])?.default_traffic_policy;
-    let policy = Policy::of_rule(subject.rule.as_ref(), parts.port, parts.subset).over_mesh_default(mesh_default.as_ref());
+    let policy = Policy::of_rule(subject.rule.as_ref(), parts.port, parts.subset);
+    let policy = policy.over_mesh_default(subject.settings.default_policy.as_ref());
     let balancing = Balancing::of(subject.mesh(), policy.load_balancer, &subject.service);
     // As istiod, which knows the labels behind the inline endpoints of whole services only.
     let when = Circumstances { outlier_detection: policy.outlier_detection.is_some(), by_labels: parts.subset.is_empty() };
@@ -139,9 +144,7 @@ struct Subject {
     key: String,
     service: Service,
     rule: Option<DestinationRule>,
-    mesh: MeshConfig,
-    flags: [bool; 8],
-    texts: Vec<String>,
+    settings: Settings,
 }
 
 /// Says nothing.
@@ -173,22 +176,7 @@ impl Subject {
     }
 
     fn with(ctx: &Ctx<'_>, key: String, service: Service, rule: Option<DestinationRule>) -> Result<Self, Failure> {
-        let mesh = ctx.mesh_config(&["locality_lb_setting", "zone_aware_lb_setting"])?;
-        let mut texts = ctx.features(&[
-            "PILOT_SEND_UNHEALTHY_ENDPOINTS",
-            "PILOT_AUTO_SEND_UNHEALTHY_ENDPOINTS",
-            "ISTIO_DUAL_STACK",
-            "PILOT_ENABLE_TELEMETRY_LABEL",
-            "PILOT_ENDPOINT_TELEMETRY_LABEL",
-            "LABEL_CANONICAL_SERVICES_FOR_MESH_EXTERNAL_SERVICE_ENTRIES",
-            "PILOT_PREFER_SENDING_HBONE",
-            "PILOT_ENABLE_AMBIENT",
-            "PILOT_DRAINING_LABEL",
-            "PILOT_PERSISTENT_SESSION_LABEL",
-        ])?;
-        let flags = std::array::from_fn(|i| texts[i] == "true");
-        let texts = texts.split_off(8);
-        Ok(Subject { key, service, rule, mesh, flags, texts })
+        Ok(Subject { key, service, rule, settings: Settings::ask(ctx)? })
     }
 
     /// Endpoints of a port; of all ports where the service stands for an inference pool, whose picker chooses among them.
@@ -208,10 +196,7 @@ impl Subject {
     }
 
     fn mesh(&self) -> MeshBalancing<'_> {
-        MeshBalancing {
-            locality: self.mesh.locality_lb_setting.as_ref(),
-            zone_aware: self.mesh.zone_aware_lb_setting.as_ref(),
-        }
+        MeshBalancing { locality: self.settings.locality.as_ref(), zone_aware: self.settings.zone_aware.as_ref() }
     }
 
     fn is_dns(&self) -> bool {
@@ -221,39 +206,43 @@ impl Subject {
     /// Endpoints that are not ready are sent unless Envoy might use them when few are ready (its panic mode, which
     /// `minHealthPercent` turns on). A traffic distribution needs them always.
     fn rules(&self, name: &ClusterName<'_>) -> Rules {
-        let [all, by_default, ..] = self.flags;
-        let forced = all || !self.service.traffic_distribution.is_empty();
+        let settings = &self.settings;
+        let forced = settings.unhealthy_always || !self.service.traffic_distribution.is_empty();
         let panics = || {
             let policy = Policy::of_rule(self.rule.as_ref(), name.port, name.subset);
             policy.outlier_detection.is_some_and(|outlier| outlier.min_health_percent > 0)
         };
-        let session = &self.texts[1];
+        let session = &settings.session_label;
         Rules {
-            unhealthy: forced || (by_default && !panics()),
+            unhealthy: forced || (settings.unhealthy_by_default && !panics()),
             sessions: !session.is_empty() && self.service.labels.get(session).is_some_and(|value| !value.is_empty()),
-            draining_label: self.texts[0].clone(),
+            draining_label: settings.draining_label.clone(),
         }
     }
 
     fn form(&self) -> Form<'_> {
-        let [_, _, dual_stack, cluster_telemetry, telemetry, canonical, prefer_tunnel, _] = self.flags;
+        let settings = &self.settings;
         let label = |key: &str| self.service.labels.get(key).map(String::as_str);
         Form {
-            dual_stack,
-            telemetry: cluster_telemetry && telemetry,
-            canonical: (canonical && self.service.mesh_external).then(|| Canonical {
+            dual_stack: settings.dual_stack,
+            telemetry: settings.telemetry,
+            canonical: (settings.canonical_external && self.service.mesh_external).then(|| Canonical {
                 labels: label("service.istio.io/canonical-name")
                     .map(|name| (name, label("service.istio.io/canonical-revision").unwrap_or_default())),
                 namespace: &self.service.namespace,
             }),
-            prefer_tunnel,
-            no_tunnel: false,
+            prefer_tunnel: settings.prefer_tunnel,
         }
     }
 
     /// Groups endpoints by locality, and knows of each whether it takes mutual TLS: the rule decides if it says something,
     /// else the workload's sidecar and its PeerAuthentication.
-    fn groups<'e>(&self, ctx: &Ctx<'_>, name: &ClusterName<'_>, usable: Vec<&'e Endpoint>) -> Result<Vec<Group<'e>>, Failure> {
+    fn groups<'e>(
+        &self,
+        ctx: &Ctx<'_>,
+        name: &ClusterName<'_>,
+        usable: Vec<&'e Endpoint>,
+    ) -> Result<Vec<Group<'e>>, Failure> {
         let rules = self.rules(name);
         let by_rule = tls_mode(self.rule(), name).map(|mode| mode == TlSmode::IstioMutual);
         let mut modes: Vec<(&'e str, PeerModes)> = Vec::new();

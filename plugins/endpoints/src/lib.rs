@@ -12,6 +12,7 @@
 //!   because Envoy waits for an answer to each name.
 //! - `assignment NAME`: the inline assignment of a DNS cluster; no item when there is no endpoint, and then no cluster.
 //! - `peer-modes NAMESPACE`: whose sidecars do not take mutual TLS (for this stage).
+//! - `settings`: what assignments depend on besides services, condensed (for this stage).
 //! - `tunnels KEY`: ports of a service whose endpoints all take HBONE (for the clusters stage).
 //!
 //! Nothing here rejects anything: an endpoint that cannot be used is left out, as istiod does.
@@ -22,6 +23,7 @@ mod locality;
 mod networks;
 mod peers;
 mod select;
+mod settings;
 #[cfg(test)]
 mod tests;
 
@@ -38,6 +40,7 @@ pub fn translate(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Outpu
         "cluster" => cluster::cluster(ctx, arg()?),
         "assignment" => cluster::assignment(ctx, arg()?),
         "peer-modes" => peers::peer_modes(ctx, arg()?),
+        "settings" => settings::settings(ctx),
         "tunnels" => select::tunnels(ctx, arg()?),
         _ => Err(Failure::UnknownFunction(function.to_owned())),
     }

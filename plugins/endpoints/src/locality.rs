@@ -61,11 +61,7 @@ pub fn apply<'e>(ctx: &Ctx<'_>, balancing: Balancing<'_>, when: Circumstances, g
                     // Regions that are not the one to fail over to come after it.
                     return if to.is_some_and(|to| *to != there.region) { 4 } else { 3 };
                 }
-                if there.zone != own.zone {
-                    2
-                } else {
-                    u32::from(there.sub_zone != own.sub_zone)
-                }
+                if there.zone != own.zone { 2 } else { u32::from(there.sub_zone != own.sub_zone) }
             });
             groups
         }

@@ -86,7 +86,9 @@ impl Host for World {
                 let values = args.iter().map(|name| if on(&name) { "true".into() } else { String::new() }).collect();
                 return Some(facts::Strings { values }.encode_to_vec());
             }
-            "derived" if args[0] == "endpoints" => return value(&self.call(args[1], args[2])),
+            "derived" if args[0] == "endpoints" => {
+                return value(&self.call(args[1], args.get(2).copied().unwrap_or_default()));
+            }
             _ => {}
         }
         self.answers.get(format!("{query} {}", args.join(" ")).trim_end()).cloned()
@@ -102,6 +104,7 @@ fn endpoint(address: &str, change: impl FnOnce(&mut Endpoint)) -> Endpoint {
         tls_mode: "istio".into(),
         namespace: "shop".into(),
         workload_name: "api".into(),
+        port_name: "http".into(),
         cluster_id: "c".into(),
         ..Default::default()
     };
@@ -181,7 +184,8 @@ fn endpoints_that_are_not_ready_depend_on_panic() {
 
 #[test]
 fn nearer_regions_come_first_where_hosts_can_fail() {
-    let mut world = World::new(vec![endpoint("10.0.0.1", at("us")), endpoint("10.0.0.2", at("eu"))]).text("proxy locality", "us/a");
+    let mut world =
+        World::new(vec![endpoint("10.0.0.1", at("us")), endpoint("10.0.0.2", at("eu"))]).text("proxy locality", "us/a");
     let locality_lb_setting = Some(LocalityLoadBalancerSetting::default());
     world.set("mesh-config", &MeshConfig { locality_lb_setting, ..Default::default() });
     let priorities = |world: &World| -> Vec<u32> { world.assignment(NAME).endpoints.iter().map(|g| g.priority).collect() };
@@ -202,7 +206,8 @@ fn other_networks_are_reached_through_their_gateways() {
         endpoint("10.1.0.3", plain),
     ];
     let mut world = World::new(endpoints).text("proxy network", "a").text("proxy ip-families", "ipv4");
-    let gateway = |address: &str| NetworkGateway { network: "b".into(), address: address.into(), port: 15443, ..Default::default() };
+    let gateway =
+        |address: &str| NetworkGateway { network: "b".into(), address: address.into(), port: 15443, ..Default::default() };
     let gateways = vec![gateway("1.1.1.2"), gateway("1.1.1.1"), gateway("gateway.example")];
     world.set("network-gateways", &facts::NetworkGateways { gateways });
     let assignment = world.assignment(NAME);

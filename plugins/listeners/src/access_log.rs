@@ -191,3 +191,23 @@ fn file(mesh: &MeshConfig, filter: Option<AccessLogFilter>) -> Option<AccessLog>
 fn default_json() -> Struct {
     Struct { fields: JSON_FORMAT.iter().map(|(name, value)| ((*name).to_owned(), text(value))).collect() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Answers;
+
+    #[test]
+    fn logs_are_off_unless_the_mesh_names_a_file_or_the_service() {
+        assert!(of_http(&Ctx::new(&Answers::default())).expect("logs").is_empty());
+        let mesh = MeshConfig {
+            access_log_file: "/dev/stdout".into(),
+            enable_envoy_access_log_service: true,
+            ..Default::default()
+        };
+        let host = Answers::default().message("mesh-config", &[], &mesh);
+        let ctx = Ctx::new(&host);
+        assert_eq!(of_tcp(&ctx).expect("logs").len(), 2);
+        assert!(of_listener(&ctx).expect("logs").iter().all(|l| l.filter.is_some()));
+    }
+}

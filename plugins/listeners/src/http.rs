@@ -371,3 +371,40 @@ fn overwrite<T: Copy>(target: &mut Option<T>, value: Option<T>) {
         *target = value;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_of_connections_override_and_ignore_negative_values() {
+        let mut manager = HttpConnectionManager { stream_idle_timeout: Some(Duration::default()), ..Default::default() };
+        let settings = ConnectionSettings {
+            http_stream_idle_timeout: Some(parts::seconds(7)),
+            http_max_concurrent_streams: Some(-1),
+            http2_initial_stream_window_size: Some(65536),
+            http_headers_with_underscores_action: 3,
+            http_merge_slashes: Some(true),
+            ..Default::default()
+        };
+        apply(&mut manager, &settings);
+        assert_eq!(manager.stream_idle_timeout, Some(parts::seconds(7)));
+        let h2 = manager.http2_protocol_options.expect("set");
+        assert_eq!((h2.max_concurrent_streams, h2.initial_stream_window_size), (None, Some(65536)));
+        let common = manager.common_http_protocol_options.expect("set");
+        assert_eq!(common.headers_with_underscores_action, http_protocol_options::HeadersWithUnderscoresAction::DropHeader as i32);
+        assert!(manager.merge_slashes);
+    }
+
+    #[test]
+    fn paths_are_normalized_unless_that_is_off() {
+        let normalized = |mode: NormalizationType| {
+            let mut manager = HttpConnectionManager::default();
+            normalize(&mut manager, mode as i32);
+            (manager.normalize_path, manager.merge_slashes)
+        };
+        assert_eq!(normalized(NormalizationType::Default), (Some(true), false));
+        assert_eq!(normalized(NormalizationType::None), (Some(false), false));
+        assert_eq!(normalized(NormalizationType::DecodeAndMergeSlashes), (Some(true), true));
+    }
+}

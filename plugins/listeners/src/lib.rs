@@ -49,7 +49,7 @@ use trysail_sdk::{Ctx, Failure, Output};
 /// Answers a call of this stage.
 pub fn translate(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Output, Failure> {
     match function {
-        "all" => Ok(all(ctx)),
+        "all" => all(ctx),
         "outbound" => plan::translate(ctx),
         "outbound-listener" => outbound::translate(ctx, args),
         "l4-rules" => tcp::l4_rules(ctx, args),
@@ -73,11 +73,11 @@ pub fn translate(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Outpu
 }
 
 /// `listeners/all`: the root of LDS. The order is istiod's: of two listeners on one address the first one stays. Proxies
-/// that are no sidecars have none yet.
-fn all(ctx: &Ctx<'_>) -> Output {
+/// that are no sidecars have none yet, nor has any sidecar of a mesh without a port for redirected connections.
+fn all(ctx: &Ctx<'_>) -> Result<Output, Failure> {
     let mut output = Output::empty();
-    if ctx.proxy("type").is_some_and(|kind| kind != "sidecar") {
-        return output;
+    if ctx.proxy("type").is_some_and(|kind| kind != "sidecar") || ctx.mesh_config(&["proxy_listen_port"])?.proxy_listen_port <= 0 {
+        return Ok(output);
     }
     output.include(parts::own("outbound", [""; 0]));
     output.include(parts::own("http-proxy", [""; 0]));
@@ -85,7 +85,7 @@ fn all(ctx: &Ctx<'_>) -> Output {
     output.include(parts::own("virtual-outbound", ["virtualOutbound"]).hooked("listener"));
     output.include(parts::own("inbound", ["virtualInbound"]).hooked("listener"));
     output.include(parts::own("connect-originate", ["connect_originate"]).hooked("listener"));
-    output
+    Ok(output)
 }
 
 #[cfg(target_family = "wasm")]

@@ -350,7 +350,7 @@ mod tests {
 
     fn to(host: &str, subset: &str, weight: i32) -> RouteDestination {
         let destination = Destination { host: host.into(), subset: subset.into(), port: None };
-        RouteDestination { destination: Some(destination), weight, headers: None }
+        RouteDestination { destination: Some(destination), weight }
     }
 
     #[test]

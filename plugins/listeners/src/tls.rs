@@ -368,3 +368,70 @@ fn comply(ctx: &Ctx<'_>, common: &mut CommonTlsContext) -> Result<(), Failure> {
 fn owned(texts: &[&str]) -> Vec<String> {
     texts.iter().map(|t| (*t).to_owned()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Answers, items};
+    use trysail_sdk::prost::Message as _;
+    use trysail_sdk::proto::any::unpack;
+    use trysail_sdk::proto::envoy::config::core::v3::{TransportSocket, transport_socket};
+    use trysail_sdk::proto::istio::networking::v1alpha3::server_tls_settings::TlSmode;
+
+    fn socket(host: &Answers, protocol: &str) -> CommonTlsContext {
+        let ctx = Ctx::new(host);
+        let output = mtls_socket(&ctx, &[protocol.to_owned()]).expect("a socket");
+        let socket = TransportSocket::decode(items(&ctx, &output)[0].1.as_slice()).expect("decodes");
+        let Some(transport_socket::ConfigType::TypedConfig(any)) = socket.config_type else { panic!("no config") };
+        let context: DownstreamTlsContext = unpack(&any).expect("a context").expect("decodes");
+        assert_eq!(context.require_client_certificate, Some(true));
+        context.common_tls_context.expect("set")
+    }
+
+    #[test]
+    fn only_tcp_offers_metadata_exchange() {
+        let host = Answers::default();
+        assert_eq!(socket(&host, "tcp").alpn_protocols, TCP_ALPN);
+        assert_eq!(socket(&host, "http").alpn_protocols, HTTP_ALPN);
+    }
+
+    #[test]
+    fn certificates_of_the_workload_may_be_files() {
+        let host = Answers::default()
+            .text("proxy", &["metadata:TLS_SERVER_CERT_CHAIN"], "/c.pem")
+            .text("proxy", &["metadata:TLS_SERVER_KEY"], "/k.pem");
+        let common = socket(&host, "http");
+        assert_eq!(common.tls_certificate_sds_secret_configs[0].name, "file-cert:/c.pem~/k.pem");
+        let Some(common_tls_context::ValidationContextType::CombinedValidationContext(combined)) = common.validation_context_type
+        else {
+            panic!("no validation")
+        };
+        assert_eq!(combined.validation_context_sds_secret_config.expect("set").name, "ROOTCA");
+    }
+
+    #[test]
+    fn each_trust_domain_counts_once() {
+        let mesh = MeshConfig {
+            trust_domain: "a".into(),
+            trust_domain_aliases: vec!["b".into(), "a".into(), String::new()],
+            ..Default::default()
+        };
+        assert_eq!(trust_domains(&mesh).len(), 2);
+    }
+
+    #[test]
+    fn a_sidecar_names_secrets_and_parameters() {
+        let settings = ServerTlsSettings {
+            mode: TlSmode::Simple as i32,
+            credential_name: "shop".into(),
+            cipher_suites: vec!["AES128-SHA".into(), "unknown".into()],
+            min_protocol_version: 3,
+            ..Default::default()
+        };
+        let common = ingress(&Ctx::new(&Answers::default()), &settings).expect("a context").common_tls_context.expect("set");
+        assert_eq!(common.tls_certificate_sds_secret_configs[0].name, "kubernetes://shop");
+        let params = common.tls_params.expect("set");
+        assert_eq!(params.cipher_suites, ["AES128-SHA"]);
+        assert_eq!(params.tls_minimum_protocol_version, tls_parameters::TlsProtocol::TlSv12 as i32);
+    }
+}

@@ -101,3 +101,36 @@ fn custom(name: &str, tag: &configured::CustomTag) -> Option<CustomTag> {
     };
     Some(CustomTag { tag: name.into(), r#type: Some(kind) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Answers, items};
+    use trysail_sdk::prost::Message as _;
+    use trysail_sdk::proto::istio::mesh::v1alpha1::{MeshConfig, ProxyConfig, Tracing as Configured};
+
+    fn traced(enable_tracing: bool, tracing: Configured) -> Option<Tracing> {
+        let default_config = Some(ProxyConfig { tracing: Some(tracing), ..Default::default() });
+        let mesh = MeshConfig { enable_tracing, default_config, ..Default::default() };
+        let host = Answers::default().message("mesh-config", &[], &mesh);
+        let ctx = Ctx::new(&host);
+        let output = translate(&ctx).expect("an output");
+        items(&ctx, &output).first().map(|(_, bytes)| Tracing::decode(bytes.as_slice()).expect("decodes"))
+    }
+
+    #[test]
+    fn tags_are_sorted_and_have_defaults() {
+        let found = traced(true, Configured { sampling: 120.0, ..Default::default() }).expect("tracing");
+        let tags: Vec<&str> = found.custom_tags.iter().map(|t| t.tag.as_str()).collect();
+        assert_eq!(tags.len(), 9);
+        assert!(tags.is_sorted());
+        assert_eq!(found.random_sampling.expect("set").value, 1.0);
+    }
+
+    #[test]
+    fn it_can_be_off_or_without_tags() {
+        assert!(traced(false, Configured::default()).is_none());
+        let bare = traced(true, Configured { enable_istio_tags: Some(false), ..Default::default() }).expect("tracing");
+        assert!(bare.custom_tags.is_empty());
+    }
+}

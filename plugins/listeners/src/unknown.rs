@@ -147,3 +147,39 @@ fn resolving_routes(headers: &Headers) -> RouteConfiguration {
         ..Default::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Answers, items};
+    use trysail_sdk::prost::Message as _;
+    use trysail_sdk::proto::istio::mesh::v1alpha1::{MeshConfig, mesh_config};
+    use trysail_sdk::proto::istio::networking::v1alpha3::OutboundTrafficPolicy;
+
+    fn virtual_outbound(mode: i32) -> Listener {
+        let mesh = MeshConfig { proxy_listen_port: 15001, ..Default::default() };
+        let host = Answers::default().message("mesh-config", &[], &mesh).message(
+            "derived",
+            &["scope", "outbound-policy"],
+            &OutboundTrafficPolicy { mode, egress_proxy: None },
+        );
+        let ctx = Ctx::new(&host);
+        let output = listener(&ctx).expect("a listener");
+        Listener::decode(items(&ctx, &output)[0].1.as_slice()).expect("decodes")
+    }
+
+    #[test]
+    fn the_own_port_is_a_black_hole_and_the_rest_passes() {
+        let names: Vec<String> =
+            virtual_outbound(Mode::AllowAny as i32).filter_chains.into_iter().map(|c| c.name).collect();
+        assert_eq!(names, ["virtualOutbound-blackhole", "virtualOutbound-catchall-tcp"]);
+    }
+
+    #[test]
+    fn unknown_hosts_can_be_resolved_for_http() {
+        let listener = virtual_outbound(mesh_config::outbound_traffic_policy::Mode::AllowAnyDynamicDns as i32);
+        assert_eq!(listener.filter_chains.len(), 3);
+        assert_eq!(listener.filter_chains[1].name, "virtualOutbound-catchall-tcp-http");
+        assert_eq!(listener.listener_filters.len(), 1);
+    }
+}

@@ -38,7 +38,12 @@ pub struct Forwarding<'f, 'c, 'h> {
 impl Forwarding<'_, '_, '_> {
     /// Forwards to the rule's destinations. `authority` is what the rule's header operations make of the Host header.
     /// Returns the hosts of the destinations in order.
-    pub fn apply(&mut self, route: &mut Route, rule: &HttpRoute, authority: Option<String>) -> Result<Vec<String>, Failure> {
+    pub fn apply(
+        &mut self,
+        route: &mut Route,
+        rule: &HttpRoute,
+        authority: Option<String>,
+    ) -> Result<Vec<String>, Failure> {
         #[allow(deprecated)]
         let mut action = RouteAction {
             timeout: Some(rule.timeout.unwrap_or_default()),

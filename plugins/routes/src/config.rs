@@ -14,6 +14,7 @@ use trysail_sdk::proto::envoy::config::route::v3 as envoy;
 use trysail_sdk::proto::istio::networking::v1alpha3::OutboundTrafficPolicy;
 use trysail_sdk::{CallRef, Ctx, Failure, Item, Message, Output};
 
+use crate::addresses::Addresses;
 use crate::catch_all;
 use crate::domains::{Domain, Naming};
 use crate::virtual_hosts::{Candidate, Candidates, Questions, Routes, VirtualHost, plan};
@@ -64,8 +65,7 @@ pub fn route_configuration(ctx: &Ctx<'_>, route_name: &str) -> Result<Output, Fa
         let proxy_style = listener.has_port && listener.protocol() == Protocol::HttpProxy;
         let port = if proxy_style { 0 } else { parsed.port };
         let index = listener.index.to_string();
-        let planner =
-            Planner { ctx, port, index: &index, sniffed: parsed.sniffed, from_sidecar: egress.from_sidecar };
+        let planner = Planner { ctx, port, index: &index, sniffed: parsed.sniffed, from_sidecar: egress.from_sidecar };
         let (hosts, sessions) = planner.virtual_hosts(&mut output)?;
         for host in hosts {
             message = message.field(2, encode(host, port, headers.attempt_count, sessions));
@@ -219,7 +219,7 @@ impl Questions for Answers<'_, '_> {
         // Endpoints of headless services are called by names of their own, too.
         let headless = service.resolution() == Resolution::Passthrough && service.registry == "Kubernetes";
         let hosts = std::iter::once(candidate.host.as_str()).chain(aliases(&service.aliases));
-        naming.of_service(hosts, headless, &self.addresses.of(candidate))
+        naming.of_service(hosts, headless, &self.addresses.of(service))
     }
 }
 
@@ -245,7 +245,9 @@ fn keep_sniffed(hosts: &mut Vec<VirtualHost>, route_name: &str) {
 fn encode(host: VirtualHost, listener_port: u32, attempt_count: bool, sessions: bool) -> Message {
     let VirtualHost { name, domains, port, routes, service } = host;
     let routes = match &routes {
-        Routes::VirtualService(key) => CallRef::new("routes", "virtual-service", [key.clone(), listener_port.to_string()]),
+        Routes::VirtualService(key) => {
+            CallRef::new("routes", "virtual-service", [key.clone(), listener_port.to_string()])
+        }
         Routes::Service { key, host } => {
             let mut args = vec![key.clone(), port.to_string()];
             // Only a host with capitals is not as its key has it.
@@ -262,87 +264,6 @@ fn encode(host: VirtualHost, listener_port: u32, attempt_count: bool, sessions: 
         Some(key) if sessions => message.splice(CallRef::new("routes", "session", [key])),
         _ => message,
     }
-}
-
-/// Which IP families a proxy takes of a service's addresses.
-#[derive(Clone, Copy)]
-enum Families {
-    Ipv4,
-    Ipv6,
-    /// It has both, but dual stack is off: that of the first address.
-    First,
-    All,
-}
-
-/// What of a service's addresses this proxy can reach.
-struct Addresses {
-    families: Families,
-    /// The proxy's DNS answers with automatically allocated addresses.
-    allocated: bool,
-    all_ports: bool,
-}
-
-impl Addresses {
-    /// Asks for what the given services make necessary.
-    fn ask(ctx: &Ctx<'_>, candidates: &Candidates<'_>, port: u32) -> Result<Self, Failure> {
-        let has_vip = |c: &Candidate<'_>| c.service.registry == "Kubernetes" && known(&c.service.address);
-        let has_allocated =
-            |c: &Candidate<'_>| !known(&c.service.address) && !c.service.auto_allocated_addresses.is_empty();
-        let allocated = candidates.iter().any(has_allocated) && {
-            let captures = ctx.proxy_metadata("DNS_CAPTURE").as_deref() == Some("true");
-            captures
-                && (ctx.flags(["PILOT_ENABLE_IP_AUTOALLOCATE"])?[0]
-                    || ctx.proxy_metadata("DNS_AUTO_ALLOCATE").as_deref() == Some("true"))
-        };
-        let families = match allocated || candidates.iter().any(has_vip) {
-            true => ctx.proxy("ip-families").unwrap_or_default(),
-            false => String::new(),
-        };
-        let families = match families.as_str() {
-            "dual" if ctx.flags(["ISTIO_DUAL_STACK", "PILOT_ENABLE_AMBIENT"])?.contains(&true) => Families::All,
-            "dual" => Families::First,
-            "ipv6" => Families::Ipv6,
-            _ => Families::Ipv4,
-        };
-        Ok(Addresses { families, allocated, all_ports: port == 0 })
-    }
-
-    /// The addresses that become domains. Those of ServiceEntries are taken whatever their family, because Envoy only
-    /// compares them with what clients ask for.
-    fn of(&self, candidate: &Candidate<'_>) -> Vec<String> {
-        let service = candidate.service;
-        if service.registry == "Kubernetes" {
-            let own = if service.addresses.is_empty() { std::slice::from_ref(&service.address) } else { &service.addresses };
-            return self.reachable(own);
-        }
-        if !known(&service.address) {
-            if !self.allocated {
-                return Vec::new();
-            }
-            let mut reachable = self.reachable(&service.auto_allocated_addresses);
-            if !self.all_ports {
-                reachable.truncate(1);
-            }
-            return reachable;
-        }
-        vec![service.address.clone()]
-    }
-
-    fn reachable(&self, addresses: &[String]) -> Vec<String> {
-        let is_ipv6 = |address: &str| address.contains(':');
-        let takes = |address: &str| match self.families {
-            Families::All => true,
-            Families::Ipv4 => !is_ipv6(address),
-            Families::Ipv6 => is_ipv6(address),
-            Families::First => addresses.first().is_some_and(|first| is_ipv6(first) == is_ipv6(address)),
-        };
-        addresses.iter().filter(|a| known(a) && takes(a)).cloned().collect()
-    }
-}
-
-/// Is this an address, and not the mark for "none"?
-fn known(address: &str) -> bool {
-    !address.is_empty() && address != "0.0.0.0"
 }
 
 #[cfg(test)]
@@ -380,9 +301,17 @@ mod tests {
         };
         let policy = OutboundTrafficPolicy { mode: Mode::AllowAny.into(), egress_proxy: None };
         Fake::default()
-            .answer("derived", &["scope", "egress"], &EgressListeners { listeners: vec![EgressListener::default()], ..Default::default() })
+            .answer(
+                "derived",
+                &["scope", "egress"],
+                &EgressListeners { listeners: vec![EgressListener::default()], ..Default::default() },
+            )
             .answer("derived", &["scope", "services", "0"], &services)
-            .answer("derived", &["scope", "virtual-services", "0"], &VirtualServiceSummaries { virtual_services: vec![virtual_service] })
+            .answer(
+                "derived",
+                &["scope", "virtual-services", "0"],
+                &VirtualServiceSummaries { virtual_services: vec![virtual_service] },
+            )
             .answer("derived", &["scope", "outbound-policy"], &policy)
             .text("proxy", &["dns-domain"], "shop.svc.cluster.local")
             .text("proxy", &["ip-families"], "ipv4")

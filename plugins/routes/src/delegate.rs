@@ -260,10 +260,16 @@ fn gateways_contradict(root: &[String], own: &[String]) -> bool {
 /// Both say something, and the delegate's is no part of the root's. Empty texts say nothing, but they are not equal to
 /// anything either.
 fn texts_contradict(root: &StringMatch, own: &StringMatch) -> bool {
-    let said = |m: &StringMatch| m.match_type.clone().filter(|m| !matches!(m, MatchType::Exact(t) | MatchType::Prefix(t) | MatchType::Regex(t) if t.is_empty()));
+    let said = |m: &StringMatch| {
+        m.match_type
+            .clone()
+            .filter(|m| !matches!(m, MatchType::Exact(t) | MatchType::Prefix(t) | MatchType::Regex(t) if t.is_empty()))
+    };
     match (said(root), said(own)) {
         (Some(MatchType::Exact(root)), Some(MatchType::Exact(own))) => root != own,
-        (Some(MatchType::Prefix(root)), Some(MatchType::Prefix(own) | MatchType::Exact(own))) => !own.starts_with(&root),
+        (Some(MatchType::Prefix(root)), Some(MatchType::Prefix(own) | MatchType::Exact(own))) => {
+            !own.starts_with(&root)
+        }
         _ => true,
     }
 }

@@ -75,7 +75,8 @@ impl<'c, 'h> Targets<'c, 'h> {
         let target = self.get(&destination.host)?;
         let service = target.service.as_ref().filter(|s| serves(s, self.port));
         // An alias has no cluster; what it stands for has.
-        let host = service.map(|s| s.external_name.as_str()).filter(|name| !name.is_empty()).unwrap_or(&destination.host);
+        let host =
+            service.map(|s| s.external_name.as_str()).filter(|name| !name.is_empty()).unwrap_or(&destination.host);
         let port = match (&destination.port, service) {
             (Some(port), _) => port.number,
             (None, Some(service)) if self.port == 0 && service.ports.len() == 1 => service.ports[0].port,

@@ -148,7 +148,10 @@ mod tests {
 
     #[test]
     fn external_names_have_no_short_form_in_kubernetes() {
-        assert_eq!(texts(&naming("shop.svc.cluster.local"), "api.example.com"), ["api.example.com", "api.example.com."]);
+        assert_eq!(
+            texts(&naming("shop.svc.cluster.local"), "api.example.com"),
+            ["api.example.com", "api.example.com."]
+        );
     }
 
     #[test]

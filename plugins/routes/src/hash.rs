@@ -45,9 +45,10 @@ pub fn for_port(rule: &DestinationRule, port: u32) -> Option<&ConsistentHashLb> 
 /// Envoy's form; none if the hash names nothing to hash.
 pub fn policy(hash: &ConsistentHashLb) -> Option<HashPolicy> {
     let specifier = match hash.hash_key.as_ref()? {
-        HashKey::HttpHeaderName(name) => {
-            hash_policy::PolicySpecifier::Header(hash_policy::Header { header_name: name.clone(), ..Default::default() })
-        }
+        HashKey::HttpHeaderName(name) => hash_policy::PolicySpecifier::Header(hash_policy::Header {
+            header_name: name.clone(),
+            ..Default::default()
+        }),
         HashKey::HttpCookie(cookie) => hash_policy::PolicySpecifier::Cookie(hash_policy::Cookie {
             name: cookie.name.clone(),
             ttl: cookie.ttl,
@@ -59,7 +60,9 @@ pub fn policy(hash: &ConsistentHashLb) -> Option<HashPolicy> {
                 .collect(),
         }),
         HashKey::UseSourceIp(source_ip) => {
-            hash_policy::PolicySpecifier::ConnectionProperties(hash_policy::ConnectionProperties { source_ip: *source_ip })
+            hash_policy::PolicySpecifier::ConnectionProperties(hash_policy::ConnectionProperties {
+                source_ip: *source_ip,
+            })
         }
         HashKey::HttpQueryParameterName(name) => {
             hash_policy::PolicySpecifier::QueryParameter(hash_policy::QueryParameter { name: name.clone() })
@@ -96,7 +99,8 @@ mod tests {
 
     #[test]
     fn precedence() {
-        let subset = Subset { name: "v1".into(), traffic_policy: traffic_policy("subset", "subset-port"), ..Default::default() };
+        let subset =
+            Subset { name: "v1".into(), traffic_policy: traffic_policy("subset", "subset-port"), ..Default::default() };
         let rule = DestinationRule {
             traffic_policy: traffic_policy("rule", "rule-port"),
             subsets: vec![subset],

@@ -5,7 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use trysail_sdk::proto::envoy::config::core::v3::{HeaderValue, HeaderValueOption, header_value_option::HeaderAppendAction};
+use trysail_sdk::proto::envoy::config::core::v3::{
+    HeaderValue, HeaderValueOption, header_value_option::HeaderAppendAction,
+};
 use trysail_sdk::proto::istio::networking::v1alpha3::Headers;
 
 /// Header operations in Envoy's form.
@@ -81,7 +83,8 @@ mod tests {
         };
         let operations = operations(&Headers { request: Some(request), response: None });
         assert_eq!(operations.authority.as_deref(), Some("set.test"));
-        let keys: Vec<_> = operations.request_add.iter().map(|h| (h.header.clone().unwrap().key, h.append_action)).collect();
+        let keys: Vec<_> =
+            operations.request_add.iter().map(|h| (h.header.clone().unwrap().key, h.append_action)).collect();
         assert_eq!(keys, [("x-b".to_owned(), 2), ("x-a".to_owned(), 0)]);
         assert_eq!(operations.request_remove, ["x-c"]);
     }

@@ -17,6 +17,7 @@
 //! VirtualService asks for by its own source matches, because they are what proxies share.
 
 mod action;
+mod addresses;
 mod catch_all;
 mod config;
 mod delegate;
@@ -46,7 +47,9 @@ pub fn translate(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Outpu
         ("service-default", [key, port]) => service_default::route(ctx, key, number(port)?, None),
         ("service-default", [key, port, host]) => service_default::route(ctx, key, number(port)?, Some(host)),
         ("session", [key]) => session::virtual_host_fields(ctx, key),
-        ("inbound", [service, port, service_port]) => inbound::route_configuration(ctx, service, port, service_port, None),
+        ("inbound", [service, port, service_port]) => {
+            inbound::route_configuration(ctx, service, port, service_port, None)
+        }
         ("inbound", [service, port, service_port, protocol]) => {
             inbound::route_configuration(ctx, service, port, service_port, Some(protocol))
         }

@@ -33,7 +33,8 @@ pub fn route_match(request: Option<&HttpMatchRequest>, prefixes: Prefixes) -> Ro
     let Some(request) = request else {
         return RouteMatch { path_specifier: Some(everything), ..Default::default() };
     };
-    let mut out = RouteMatch { path_specifier: Some(path(request, prefixes).unwrap_or(everything)), ..Default::default() };
+    let mut out =
+        RouteMatch { path_specifier: Some(path(request, prefixes).unwrap_or(everything)), ..Default::default() };
     out.case_sensitive = Some(!request.ignore_uri_case);
 
     for (name, value) in &request.headers {
@@ -54,7 +55,9 @@ pub fn route_match(request: Option<&HttpMatchRequest>, prefixes: Prefixes) -> Ro
         }
     }
     out.headers.sort_by(|a, b| a.name.cmp(&b.name));
-    for (name, value) in [(":method", &request.method), (":authority", &request.authority), (":scheme", &request.scheme)] {
+    for (name, value) in
+        [(":method", &request.method), (":authority", &request.authority), (":scheme", &request.scheme)]
+    {
         out.headers.extend(value.as_ref().map(|value| header(name, value)));
     }
     out.query_parameters = request.query_params.iter().map(|(name, value)| query_parameter(name, value)).collect();
@@ -68,7 +71,10 @@ pub fn is_catch_all(matched: &RouteMatch) -> bool {
         Some(PathSpecifier::SafeRegex(regex)) => regex.regex == ".*",
         _ => false,
     };
-    everywhere && matched.headers.is_empty() && matched.query_parameters.is_empty() && matched.dynamic_metadata.is_empty()
+    everywhere
+        && matched.headers.is_empty()
+        && matched.query_parameters.is_empty()
+        && matched.dynamic_metadata.is_empty()
 }
 
 /// A text match in Envoy's form; none if it says nothing.
@@ -88,7 +94,9 @@ fn path(request: &HttpMatchRequest, prefixes: Prefixes) -> Option<PathSpecifier>
             PathSpecifier::PathSeparatedPrefix(prefix.strip_suffix('/').unwrap_or(prefix).to_owned())
         }
         MatchType::Prefix(prefix) => PathSpecifier::Prefix(prefix.clone()),
-        MatchType::Regex(regex) => PathSpecifier::SafeRegex(RegexMatcher { regex: regex.clone(), ..Default::default() }),
+        MatchType::Regex(regex) => {
+            PathSpecifier::SafeRegex(RegexMatcher { regex: regex.clone(), ..Default::default() })
+        }
     })
 }
 
@@ -162,7 +170,8 @@ mod tests {
     fn nothing_asked_is_a_catch_all() {
         assert!(is_catch_all(&route_match(None, Prefixes::Text)));
         assert!(is_catch_all(&translated(HttpMatchRequest { uri: Some(regex(".*")), ..Default::default() })));
-        let with_header = HttpMatchRequest { headers: BTreeMap::from([("x".into(), exact("1"))]), ..Default::default() };
+        let with_header =
+            HttpMatchRequest { headers: BTreeMap::from([("x".into(), exact("1"))]), ..Default::default() };
         assert!(!is_catch_all(&translated(with_header)));
         assert!(!is_catch_all(&translated(HttpMatchRequest { uri: Some(prefix("/a")), ..Default::default() })));
     }
@@ -186,7 +195,9 @@ mod tests {
 
     #[test]
     fn claims_are_metadata() {
-        for name in ["@request.auth.claims.group.id", "@request.auth.claims[group][id]", "@Request.Auth.Claims[group][id]"] {
+        for name in
+            ["@request.auth.claims.group.id", "@request.auth.claims[group][id]", "@Request.Auth.Claims[group][id]"]
+        {
             let found = claim(name, &exact("x")).expect("a claim");
             assert_eq!(found.path.len(), 3, "{name}");
         }

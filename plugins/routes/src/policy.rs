@@ -215,7 +215,10 @@ mod tests {
 
     #[test]
     fn status_codes_are_taken_out_of_conditions() {
-        assert_eq!(conditions("5xx, 503,999,gateway-error"), ("5xx,999,gateway-error,retriable-status-codes".into(), vec![503]));
+        assert_eq!(
+            conditions("5xx, 503,999,gateway-error"),
+            ("5xx,999,gateway-error,retriable-status-codes".into(), vec![503])
+        );
         assert_eq!(conditions("retriable-status-codes,503"), ("retriable-status-codes".into(), vec![503]));
         assert_eq!(conditions("503"), (",retriable-status-codes".into(), vec![503]));
     }

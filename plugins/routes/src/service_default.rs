@@ -44,10 +44,7 @@ pub fn route(ctx: &Ctx<'_>, service_key: &str, port: u32, host: Option<&str>) ->
 pub fn to_cluster(cluster: String, host: &str, port: u32, action: RouteAction) -> Route {
     Route {
         name: NAME.to_owned(),
-        r#match: Some(RouteMatch {
-            path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
-            ..Default::default()
-        }),
+        r#match: Some(RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".to_owned())), ..Default::default() }),
         decorator: Some(Decorator { operation: format!("{}/*", with_port(host, port)), propagate: None }),
         action: Some(route::Action::Route(RouteAction {
             cluster_specifier: Some(ClusterSpecifier::Cluster(cluster)),

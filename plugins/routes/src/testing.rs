@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use trysail_sdk::prost::Message;
-use trysail_sdk::proto::istio::networking::v1alpha3::{StringMatch, string_match::MatchType};
 use trysail_sdk::proto::envoy::config::route::v3::{RouteConfiguration, VirtualHost};
+use trysail_sdk::proto::istio::networking::v1alpha3::{StringMatch, string_match::MatchType};
 use trysail_sdk::{Ctx, Entry, Host, Level, Output, Part};
 
 /// Answers by query and arguments; all else is none.

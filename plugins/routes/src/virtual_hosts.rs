@@ -4,6 +4,7 @@
 //!
 //! Nothing rejects. What loses a domain or a whole virtual host to an older one only warns, naming the object that lost.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use trysail_sdk::facts::{Port, Protocol, Resolution, ServiceSummary, VirtualServiceSummary};
@@ -173,10 +174,11 @@ pub fn plan(
         }
     }
 
-    let taken: HashSet<usize> = groups.iter().flat_map(|g| g.services.iter().copied()).collect();
+    let mut taken = vec![false; candidates.list.len()];
+    groups.iter().flat_map(|g| &g.services).for_each(|&at| taken[at] = true);
     for (at, candidate) in candidates.list.iter().enumerate() {
         // Aliases have no virtual hosts: their names are domains of the service that they stand for.
-        if taken.contains(&at) || candidate.service.resolution() == Resolution::Alias {
+        if taken[at] || candidate.service.resolution() == Resolution::Alias {
             continue;
         }
         for &port in &candidate.http_ports {
@@ -201,6 +203,14 @@ fn may_route(
         || (!services.is_empty() && questions.proxy_in(namespace))
 }
 
+/// A virtual host that a group asks for.
+struct Wish<'a> {
+    name: String,
+    group: &'a Group,
+    candidate: Option<&'a Candidate<'a>>,
+    domains: Vec<Domain>,
+}
+
 /// Gives every group's virtual hosts their names and domains, first come first served.
 fn assign(
     candidates: &Candidates<'_>,
@@ -209,56 +219,93 @@ fn assign(
     questions: &impl Questions,
     diagnostics: &mut Vec<Diagnostic>,
 ) -> Vec<VirtualHost> {
-    let mut full_names = HashSet::new();
-    for group in &groups {
-        for &at in &group.services {
-            full_names.insert(candidates.list[at].host.clone());
-            full_names.insert(with_port(&candidates.list[at].host, group.port));
+    let wishes = wishes(candidates, &groups, questions);
+    let full_names = full_names(candidates, &groups, listener_port);
+    let mut names = HashSet::with_capacity(wishes.len());
+    let mut taken: HashSet<Cow<'_, str>> = HashSet::with_capacity(wishes.iter().map(|w| w.domains.len()).sum());
+    let mut planned = Vec::with_capacity(wishes.len());
+    for wish in &wishes {
+        let (name, object) = (wish.name.as_str(), &wish.group.object);
+        if !names.insert(name) {
+            diagnostics.push(lost(object, format!("virtual host {name} belongs to an older object already")));
+            continue;
         }
-    }
-
-    let mut names = HashSet::new();
-    let mut taken = HashSet::new();
-    let mut planned = Vec::new();
-    for group in groups {
-        let of_hosts = group.hosts.iter().map(|h| (h.to_lowercase(), None));
-        let of_services = group.services.iter().map(|&at| (candidates.list[at].host.clone(), Some(&candidates.list[at])));
-        for (host, candidate) in of_hosts.chain(of_services) {
-            let name = with_port(&host, group.port);
-            if !names.insert(name.clone()) {
-                diagnostics.push(lost(&group.object, format!("virtual host {name} belongs to an older object already")));
-                continue;
+        let (mut domains, mut refused) = (Vec::with_capacity(wish.domains.len()), Vec::new());
+        for domain in &wish.domains {
+            let text = domain.text.as_str();
+            let folded = folded(text);
+            if taken.contains(&folded) {
+                refused.push(text);
+            } else if !(domain.expanded && full_names.contains(text)) {
+                taken.insert(folded);
+                domains.push(text.to_owned());
             }
-            let wanted = match candidate {
-                Some(candidate) => questions.domains(candidate, group.port),
-                None => vec![Domain { text: bracketed(&host), expanded: false }],
-            };
-            let (mut domains, mut refused) = (Vec::with_capacity(wanted.len()), Vec::new());
-            for domain in wanted {
-                let folded = domain.text.to_lowercase();
-                if taken.contains(&folded) {
-                    refused.push(domain.text);
-                } else if !(domain.expanded && full_names.contains(&domain.text)) {
-                    taken.insert(folded);
-                    domains.push(domain.text);
-                }
-            }
-            if !refused.is_empty() {
-                let refused = refused.join(", ");
-                diagnostics.push(lost(&group.object, format!("virtual host {name} loses domains to an older one: {refused}")));
-            }
-            // A listener for all ports tells ports apart by the Host header; plain names mean port 80 there.
-            if listener_port == 0 && group.port != 80 {
-                domains.retain(|d| d.contains(':'));
-            }
-            if !domains.is_empty() {
-                let service = candidate.map(Candidate::key);
-                planned.push(VirtualHost { name, domains, port: group.port, routes: group.routes.clone(), service });
-            }
+        }
+        if !refused.is_empty() {
+            let refused = refused.join(", ");
+            diagnostics.push(lost(object, format!("virtual host {name} loses domains to an older one: {refused}")));
+        }
+        // A listener for all ports tells ports apart by the Host header; plain names mean port 80 there.
+        let port = wish.group.port;
+        if listener_port == 0 && port != 80 {
+            domains.retain(|d| d.contains(':'));
+        }
+        if !domains.is_empty() {
+            let service = wish.candidate.map(Candidate::key);
+            planned.push(VirtualHost {
+                name: name.to_owned(),
+                domains,
+                port,
+                routes: wish.group.routes.clone(),
+                service,
+            });
         }
     }
     planned.sort_by(|a, b| a.name.cmp(&b.name));
     planned
+}
+
+fn wishes<'a>(candidates: &'a Candidates<'a>, groups: &'a [Group], questions: &impl Questions) -> Vec<Wish<'a>> {
+    let mut wishes = Vec::with_capacity(groups.len());
+    for group in groups {
+        for host in &group.hosts {
+            let host = host.to_lowercase();
+            let domains = vec![Domain { text: bracketed(&host), expanded: false }];
+            wishes.push(Wish { name: with_port(&host, group.port), group, candidate: None, domains });
+        }
+        for &at in &group.services {
+            let candidate = &candidates.list[at];
+            let domains = questions.domains(candidate, group.port);
+            wishes.push(Wish {
+                name: with_port(&candidate.host, group.port),
+                group,
+                candidate: Some(candidate),
+                domains,
+            });
+        }
+    }
+    wishes
+}
+
+/// Names that no shortened form may take.
+fn full_names<'a>(candidates: &'a Candidates<'_>, groups: &[Group], listener_port: u32) -> HashSet<Cow<'a, str>> {
+    let mut full_names = HashSet::with_capacity(groups.len());
+    for group in groups {
+        for &at in &group.services {
+            let host = candidates.list[at].host.as_str();
+            full_names.insert(Cow::Borrowed(host));
+            // Domains have ports on listeners for all ports only.
+            if listener_port == 0 {
+                full_names.insert(Cow::Owned(with_port(host, group.port)));
+            }
+        }
+    }
+    full_names
+}
+
+/// Host names do not differ by case; nearly all are in lower case already.
+fn folded(text: &str) -> Cow<'_, str> {
+    if text.bytes().all(|b| b.is_ascii() && !b.is_ascii_uppercase()) { text.into() } else { text.to_lowercase().into() }
 }
 
 fn lost(object: &str, message: String) -> Diagnostic {
@@ -293,8 +340,10 @@ fn split_hosts(
                 continue;
             }
             found = true;
-            // A service follows the VirtualService whose host fits it most closely, no matter how many cover it.
-            if owners.of(&candidate.host).is_some_and(|owner| std::ptr::eq(owner, virtual_service)) {
+            // A service follows the VirtualService whose host fits it most closely, no matter how many cover it. A host with
+            // capitals follows none, as in istiod, whose index has it as written.
+            let as_written = candidate.host == candidate.service.host;
+            if as_written && owners.of(&candidate.host).is_some_and(|owner| std::ptr::eq(owner, virtual_service)) {
                 services.push(at);
             }
         }
@@ -344,8 +393,15 @@ mod tests {
     use super::*;
 
     fn service(host: &str, ports: &[(u32, Protocol)]) -> ServiceSummary {
-        let ports = ports.iter().map(|&(port, protocol)| Port { port, protocol: protocol.into(), ..Default::default() });
-        ServiceSummary { host: host.into(), namespace: "ns".into(), name: host.into(), ports: ports.collect(), ..Default::default() }
+        let ports =
+            ports.iter().map(|&(port, protocol)| Port { port, protocol: protocol.into(), ..Default::default() });
+        ServiceSummary {
+            host: host.into(),
+            namespace: "ns".into(),
+            name: host.into(),
+            ports: ports.collect(),
+            ..Default::default()
+        }
     }
 
     fn virtual_service(name: &str, hosts: &[&str]) -> VirtualServiceSummary {

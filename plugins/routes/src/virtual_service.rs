@@ -12,7 +12,9 @@ use trysail_sdk::proto::envoy::config::core::v3::Metadata;
 use trysail_sdk::proto::envoy::config::route::v3::{
     Decorator, Route, route::Action, route_action::ClusterSpecifier, route_match::PathSpecifier,
 };
-use trysail_sdk::proto::istio::networking::v1alpha3::{Destination, HttpMatchRequest, HttpRetry, HttpRoute, VirtualService};
+use trysail_sdk::proto::istio::networking::v1alpha3::{
+    Destination, HttpMatchRequest, HttpRetry, HttpRoute, VirtualService,
+};
 use trysail_sdk::{Ctx, Failure, Item, Message, Output, Severity};
 
 use crate::action::{self, Forwarding};
@@ -170,7 +172,12 @@ impl Translation<'_, '_> {
         Ok(catch_all)
     }
 
-    fn forward(&mut self, route: &mut Route, http: &HttpRoute, authority: Option<String>) -> Result<Vec<String>, Failure> {
+    fn forward(
+        &mut self,
+        route: &mut Route,
+        http: &HttpRoute,
+        authority: Option<String>,
+    ) -> Result<Vec<String>, Failure> {
         if http.retries.is_none() && self.mesh_retries.is_none() {
             self.mesh_retries = Some(self.ctx.mesh_config(&["default_http_retry_policy"])?.default_http_retry_policy);
         }
@@ -278,7 +285,10 @@ mod tests {
     use crate::testing::{Fake, decode_items, exact, prefix};
     use trysail_sdk::facts::{ObjectRef, Port, Service, Strings};
     use trysail_sdk::prost::Message as _;
-    use trysail_sdk::proto::istio::networking::v1alpha3::{DestinationRule, HttpRouteDestination, Subset};
+    use trysail_sdk::prost_types::Duration;
+    use trysail_sdk::proto::istio::networking::v1alpha3::{
+        DestinationRule, HttpMirrorPolicy, HttpRouteDestination, Percent, Subset,
+    };
 
     pub(crate) fn object(name: &str, spec: &VirtualService) -> Object {
         Object {
@@ -298,7 +308,8 @@ mod tests {
         let spec = VirtualService { hosts: vec!["web".into()], http, ..Default::default() };
         let host = "web.shop.svc.cluster.local";
         let ports = vec![Port { port: 80, ..Default::default() }];
-        let rule = DestinationRule { subsets: vec![Subset { name: "v1".into(), ..Default::default() }], ..Default::default() };
+        let rule =
+            DestinationRule { subsets: vec![Subset { name: "v1".into(), ..Default::default() }], ..Default::default() };
         Fake::default()
             .answer("object", &["VirtualService", "shop/web"], &object("web", &spec))
             .text("setting", &["domain"], "cluster.local")
@@ -346,10 +357,26 @@ mod tests {
         let labels = BTreeMap::from([("app".to_owned(), "cart".to_owned())]);
         let rules = || {
             vec![
-                matching(HttpMatchRequest { source_labels: labels.clone(), uri: Some(exact("/labels")), ..Default::default() }),
-                matching(HttpMatchRequest { source_namespace: "shop".into(), uri: Some(exact("/ns")), ..Default::default() }),
-                matching(HttpMatchRequest { gateways: vec!["edge".into()], uri: Some(exact("/edge")), ..Default::default() }),
-                matching(HttpMatchRequest { gateways: vec!["mesh".into()], uri: Some(exact("/mesh")), ..Default::default() }),
+                matching(HttpMatchRequest {
+                    source_labels: labels.clone(),
+                    uri: Some(exact("/labels")),
+                    ..Default::default()
+                }),
+                matching(HttpMatchRequest {
+                    source_namespace: "shop".into(),
+                    uri: Some(exact("/ns")),
+                    ..Default::default()
+                }),
+                matching(HttpMatchRequest {
+                    gateways: vec!["edge".into()],
+                    uri: Some(exact("/edge")),
+                    ..Default::default()
+                }),
+                matching(HttpMatchRequest {
+                    gateways: vec!["mesh".into()],
+                    uri: Some(exact("/mesh")),
+                    ..Default::default()
+                }),
                 matching(HttpMatchRequest { port: 81, ..Default::default() }),
             ]
         };
@@ -361,8 +388,84 @@ mod tests {
             run(fake).0.iter().map(path).collect()
         };
         assert_eq!(paths(&fake(rules())), ["/mesh"]);
-        let all = fake(rules()).text("proxy-labels-match", &["app=cart"], "").text("proxy-in-namespaces", &["shop"], "shop");
+        let all =
+            fake(rules()).text("proxy-labels-match", &["app=cart"], "").text("proxy-in-namespaces", &["shop"], "shop");
         assert_eq!(paths(&all), ["/labels", "/ns", "/mesh"]);
+    }
+
+    fn action(route: &Route) -> &trysail_sdk::proto::envoy::config::route::v3::RouteAction {
+        match &route.action {
+            Some(Action::Route(action)) => action,
+            other => panic!("does not forward: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn weights_timeouts_and_mirrors() {
+        let percentage = |value| Some(Percent { value });
+        let mirror =
+            |value| HttpMirrorPolicy { destination: to("web", "v2", 0).destination, percentage: percentage(value) };
+        let rule = HttpRoute {
+            route: vec![to("web", "v1", 90), to("web", "v2", 10), to("web", "v3", 0)],
+            timeout: Some(Duration { seconds: 3, nanos: 0 }),
+            mirror: to("web", "v1", 0).destination,
+            mirrors: vec![mirror(0.0), mirror(12.5)],
+            ..Default::default()
+        };
+        let (routes, _) = run(&fake(vec![rule]));
+        let action = action(&routes[0]);
+        let Some(ClusterSpecifier::WeightedClusters(weighted)) = &action.cluster_specifier else {
+            panic!("not weighted")
+        };
+        let clusters: Vec<(&str, Option<u32>)> =
+            weighted.clusters.iter().map(|c| (c.name.as_str(), c.weight)).collect();
+        assert_eq!(
+            clusters,
+            [
+                ("outbound|80|v1|web.shop.svc.cluster.local", Some(90)),
+                ("outbound|80|v2|web.shop.svc.cluster.local", Some(10))
+            ]
+        );
+        assert_eq!(action.timeout, Some(Duration { seconds: 3, nanos: 0 }));
+        let mirrored: Vec<u32> = action
+            .request_mirror_policies
+            .iter()
+            .filter_map(|m| m.runtime_fraction.as_ref()?.default_value.as_ref().map(|f| f.numerator))
+            .collect();
+        assert_eq!(mirrored, [100, 125_000]);
+    }
+
+    #[test]
+    fn aliases_lead_to_what_they_stand_for() {
+        let host = "web.shop.svc.cluster.local";
+        let ports = vec![Port { port: 80, ..Default::default() }];
+        let alias = Service { ports, external_name: "real.shop.svc.cluster.local".into(), ..Default::default() };
+        let fake =
+            fake(vec![matching(HttpMatchRequest::default())]).answer("service", &[&format!("shop/{host}")], &alias);
+        let (routes, _) = run(&fake);
+        assert_eq!(
+            action(&routes[0]).cluster_specifier,
+            Some(ClusterSpecifier::Cluster("outbound|80|v1|real.shop.svc.cluster.local".into()))
+        );
+    }
+
+    #[test]
+    fn sticky_sessions_of_the_destination() {
+        let host = "web.shop.svc.cluster.local";
+        let labels = BTreeMap::from([("cookie".to_owned(), "pin:/a".to_owned())]);
+        let ports = vec![Port { port: 80, ..Default::default() }];
+        let fake = fake(vec![matching(HttpMatchRequest::default())])
+            .answer("service", &[&format!("shop/{host}")], &Service { ports, labels, ..Default::default() })
+            .answer("features", &["PILOT_ENABLE_PERSISTENT_SESSION_FILTER"], &Strings { values: vec!["true".into()] })
+            .answer(
+                "features",
+                &["PILOT_PERSISTENT_SESSION_LABEL", "PILOT_PERSISTENT_SESSION_HEADER_LABEL"],
+                &Strings { values: vec!["cookie".into(), "header".into()] },
+            );
+        let (routes, _) = run(&fake);
+        assert!(routes[0].typed_per_filter_config.contains_key(session::FILTER));
+        let fields = fake.run("session", &[&format!("shop/{host}")]);
+        assert_eq!(fields.entries.len(), 1);
     }
 
     #[test]

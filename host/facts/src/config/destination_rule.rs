@@ -73,7 +73,9 @@ mod tests {
 
     #[test]
     fn wildcards_cover() {
-        assert!(covers("*", "a.com") && covers("*.com", "a.com") && covers("a.com", "a.com") && covers("*.com", "*.b.com"));
+        assert!(
+            covers("*", "a.com") && covers("*.com", "a.com") && covers("a.com", "a.com") && covers("*.com", "*.b.com")
+        );
         assert!(!covers("a.com", "*.com") && !covers("*.b.com", "*.com") && covers("*.com", "*.com"));
     }
 }

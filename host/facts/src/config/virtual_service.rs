@@ -104,7 +104,8 @@ impl Virtual {
         let tcp = self.rule.tcp.iter().flat_map(|route| &route.route).map(|r| r.destination.as_ref());
         let tls = self.rule.tls.iter().flat_map(|route| &route.route).map(|r| r.destination.as_ref());
         tcp.chain(tls).flatten().for_each(|destination| destinations.add(destination, &BTreeSet::new()));
-        let gateways = if self.rule.gateways.is_empty() { vec![MESH_GATEWAY.to_owned()] } else { self.rule.gateways.clone() };
+        let gateways =
+            if self.rule.gateways.is_empty() { vec![MESH_GATEWAY.to_owned()] } else { self.rule.gateways.clone() };
         let entry = VirtualServiceSummary {
             namespace: namespace.to_owned(),
             name: self.reference.name.to_string(),
@@ -197,23 +198,35 @@ mod tests {
 
     #[test]
     fn destinations_and_sources() {
-        let virtual_service = read("n", "v", json!({"hosts": ["a"], "exportTo": [".", "m"], "http": [
+        let virtual_service = read(
+            "n",
+            "v",
+            json!({"hosts": ["a"], "exportTo": [".", "m"], "http": [
             {"match": [{"sourceNamespace": "x"}], "route": [{"destination": {"host": "b", "port": {"number": 80}}}, {"destination": {"host": "c"}}]},
             {"route": [{"destination": {"host": "c"}}]},
-        ], "tcp": [{"route": [{"destination": {"host": "d.com"}}]}]}));
+        ], "tcp": [{"route": [{"destination": {"host": "d.com"}}]}]}),
+        );
         let root = virtual_service.root(|_, _| None);
         assert_eq!(root.visibility, ["m", "n"]);
         let summary = summary(&root);
-        let found: Vec<_> = summary.destinations.iter().map(|d| (d.host.as_str(), d.port, d.source_namespaces.len())).collect();
+        let found: Vec<_> =
+            summary.destinations.iter().map(|d| (d.host.as_str(), d.port, d.source_namespaces.len())).collect();
         assert_eq!(found, [("b.n.svc.d", 80, 1), ("c.n.svc.d", 0, 0), ("d.com", 0, 0)]);
-        assert_eq!((summary.gateways, summary.has_http, summary.has_tcp, summary.has_tls), (vec!["mesh".to_owned()], true, true, false));
+        assert_eq!(
+            (summary.gateways, summary.has_http, summary.has_tcp, summary.has_tls),
+            (vec!["mesh".to_owned()], true, true, false)
+        );
     }
 
     #[test]
     fn delegates_count_when_visible() {
         let root = read("n", "v", json!({"hosts": ["a"], "http": [{"delegate": {"name": "d", "namespace": "m"}}]}));
         let delegate = |export: &str| {
-            Arc::new(read("m", "d", json!({"exportTo": [export], "http": [{"route": [{"destination": {"host": "x"}}]}]})))
+            Arc::new(read(
+                "m",
+                "d",
+                json!({"exportTo": [export], "http": [{"route": [{"destination": {"host": "x"}}]}]}),
+            ))
         };
         assert_eq!(summary(&root.root(|_, _| Some(delegate("n")))).destinations[0].host, "x.m.svc.d");
         let hidden = summary(&root.root(|_, _| Some(delegate("."))));

@@ -35,8 +35,11 @@ pub struct Fake {
     /// Allocations of sets of names that were asked for.
     pub sets: Mutex<BTreeSet<usize>>,
     /// Views by type and names, so that equal answers are the same view.
-    views: Mutex<HashMap<(TypeUrl, Option<Vec<ResourceName>>), Arc<View>>>,
+    views: Mutex<HashMap<Subscription, Arc<View>>>,
 }
+
+/// A type and the names asked for; unset for all.
+type Subscription = (TypeUrl, Option<Vec<ResourceName>>);
 
 #[derive(Default)]
 struct State {

@@ -96,18 +96,18 @@ async fn reflect(env: &Env, ask: MessageRequest) -> ServerReflectionResponse {
     let mut client =
         ServerReflectionClient::new(channel(env).await).max_decoding_message_size(64 << 20);
     let (tx, rx) = tokio::sync::mpsc::channel(1);
-    tx.send(ServerReflectionRequest {
+    let request = ServerReflectionRequest {
         host: String::new(),
         message_request: Some(ask),
-    })
-    .await
-    .unwrap();
-    let mut stream = client
-        .server_reflection_info(ReceiverStream::new(rx))
+    };
+    tx.send(request).await.expect("there is room");
+    let call = client.server_reflection_info(ReceiverStream::new(rx)).await;
+    let mut stream = call.expect("reflection is served").into_inner();
+    stream
+        .message()
         .await
-        .unwrap()
-        .into_inner();
-    stream.message().await.unwrap().unwrap()
+        .expect("no error")
+        .expect("an answer")
 }
 
 #[tokio::test]

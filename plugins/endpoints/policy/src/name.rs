@@ -48,7 +48,10 @@ mod tests {
     #[test]
     fn takes_names_apart() {
         let name = ClusterName::parse("outbound|80|v1|a.example").unwrap();
-        assert_eq!((name.direction, name.port, name.subset, name.host, name.sni), ("outbound", 80, "v1", "a.example", false));
+        assert_eq!(
+            (name.direction, name.port, name.subset, name.host, name.sni),
+            ("outbound", 80, "v1", "a.example", false)
+        );
         let inbound_name = inbound(8080);
         let name = ClusterName::parse(&inbound_name).unwrap();
         assert_eq!((name.direction, name.port, name.host), ("inbound", 8080, ""));

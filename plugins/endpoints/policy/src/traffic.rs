@@ -7,7 +7,8 @@ use trysail_sdk::proto::istio::mesh::v1alpha1::mesh_config::DefaultTrafficPolicy
 use trysail_sdk::proto::istio::networking::v1alpha3::load_balancer_settings::{LbPolicy, SimpleLb};
 use trysail_sdk::proto::istio::networking::v1alpha3::traffic_policy::{ProxyProtocol, RetryBudget};
 use trysail_sdk::proto::istio::networking::v1alpha3::{
-    ClientTlsSettings, ConnectionPoolSettings, DestinationRule, LoadBalancerSettings, OutlierDetection, Subset, TrafficPolicy,
+    ClientTlsSettings, ConnectionPoolSettings, DestinationRule, LoadBalancerSettings, OutlierDetection, Subset,
+    TrafficPolicy,
 };
 
 /// The blocks that hold for one cluster; each is unset when nothing is said.

@@ -1,0 +1,211 @@
+//! Flags.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+
+/// A control plane for the Istio service mesh whose translation stages are sandboxed WebAssembly components.
+#[derive(Parser)]
+#[command(name = "trysail", disable_help_subcommand = false)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// A machine-readable form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// JSON.
+    Json,
+    /// YAML.
+    Yaml,
+}
+
+/// The commands.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Serves configuration to proxies: the server, with istiod's flags.
+    Discovery(DiscoveryFlags),
+    /// Writes what proxies would be sent as JSON, one file a type.
+    Render {
+        /// A scenario folder, or any folder of YAML together with --proxies.
+        #[arg(required_unless_present = "all")]
+        folder: Option<PathBuf>,
+        /// Renders every scenario (a folder with input.yaml and proxies.yaml) below this folder.
+        #[arg(long, value_name = "ROOT", conflicts_with = "folder")]
+        all: Option<PathBuf>,
+        /// Folder for the files; with --all it mirrors the folders.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// The proxies, in place of the folder's proxies.yaml.
+        #[arg(long, value_name = "FILE")]
+        proxies: Option<PathBuf>,
+        /// Runs the stages as native code, not as components.
+        #[arg(long)]
+        native: bool,
+        /// With --all: only scenarios whose path contains this text.
+        #[arg(long, default_value = "")]
+        only: String,
+        /// Shows private keys in the clear; no type that holds any is rendered yet.
+        #[arg(long)]
+        show_secrets: bool,
+    },
+    /// Says where a proxy's resource, or a field in it, comes from.
+    Explain(ExplainFlags),
+    /// Runs a recorded call again and compares: exit code 0 for the same output, 3 for another.
+    Replay {
+        /// The recording.
+        file: PathBuf,
+        /// Runs the stage as native code, for a debugger.
+        #[arg(long)]
+        native: bool,
+    },
+    /// Prints the version.
+    Version {
+        /// Only the number.
+        #[arg(short, long)]
+        short: bool,
+        /// A machine-readable form.
+        #[arg(short, long)]
+        output: Option<Format>,
+    },
+}
+
+/// Flags of `trysail discovery`. Those of istiod that are not here are accepted and ignored, as istiod ignores unknown ones.
+#[derive(Args)]
+pub struct DiscoveryFlags {
+    /// Folder of YAML and JSON to read objects from.
+    #[arg(long = "configDir", value_name = "DIR")]
+    pub config_dir: Option<PathBuf>,
+    /// Registries to read from; leave empty with --configDir.
+    #[arg(long, value_delimiter = ',', num_args = 0..=1, default_missing_value = "")]
+    pub registries: Vec<String>,
+    /// Mesh configuration file; mesh.yaml in the folder goes before it.
+    #[arg(long = "meshConfig", value_name = "FILE", default_value = "./etc/istio/config/mesh")]
+    pub mesh_config: PathBuf,
+    /// Networks file; networks.yaml in the folder goes before it.
+    #[arg(long = "networksConfig", value_name = "FILE", default_value = "./etc/istio/config/meshNetworks")]
+    pub networks_config: PathBuf,
+    /// Folder of plugins (NAME.wasm), watched.
+    #[arg(long = "plugins", value_name = "DIR", env = "TRYSAIL_PLUGINS")]
+    pub plugins: Option<PathBuf>,
+    /// Plaintext xDS.
+    #[arg(long = "grpcAddr", default_value = ":15010")]
+    pub grpc_addr: String,
+    /// Readiness and debug pages.
+    #[arg(long = "httpAddr", default_value = ":8080")]
+    pub http_addr: String,
+    /// Metrics and version.
+    #[arg(long = "monitoringAddr", default_value = ":15014")]
+    pub monitoring_addr: String,
+    /// How long streams may take to end at shutdown.
+    #[arg(long = "shutdownDuration", default_value = "10s")]
+    pub shutdown_duration: String,
+    /// DNS suffix of services.
+    #[arg(long, default_value = "cluster.local")]
+    pub domain: String,
+    /// Name of the own cluster.
+    #[arg(long = "clusterID", env = "CLUSTER_ID", default_value = "Kubernetes")]
+    pub cluster_id: String,
+    /// Namespace of the control plane.
+    #[arg(short, long, env = "POD_NAMESPACE", default_value = "istio-system")]
+    pub namespace: String,
+    /// Revision: objects with another istio.io/rev label are not read.
+    #[arg(long, env = "REVISION", default_value = "default")]
+    pub revision: String,
+    /// Runs the stages as native code, not as components.
+    #[arg(long)]
+    pub native: bool,
+}
+
+/// Flags of `trysail explain`.
+#[derive(Args)]
+pub struct ExplainFlags {
+    /// A folder of YAML.
+    pub folder: PathBuf,
+    /// Type of the resource: cds, eds, lds, rds.
+    pub kind: Option<String>,
+    /// Name of the resource, such as 80 or outbound|80||backend.default.svc.cluster.local.
+    pub name: Option<String>,
+    /// A field of it: virtual_hosts[0].routes[0].route.cluster; [name=VALUE] picks an element by name.
+    #[arg(long, value_name = "PATH")]
+    pub field: Option<String>,
+    /// The sidecar of this pod, NAMESPACE/NAME.
+    #[arg(long, value_name = "POD")]
+    pub pod: Option<String>,
+    /// A proxy of the folder's proxies.yaml.
+    #[arg(long, value_name = "NAME", conflicts_with = "pod")]
+    pub proxy: Option<String>,
+    /// Runs the stages as native code.
+    #[arg(long)]
+    pub native: bool,
+    /// Shows every question of every call.
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// A machine-readable form.
+    #[arg(short, long)]
+    pub output: Option<Format>,
+    /// Records the call named by --call in this file, for `trysail replay`.
+    #[arg(long, value_name = "FILE", requires = "call")]
+    pub record: Option<PathBuf>,
+    /// The call to record: STAGE FUNCTION [ARGS].
+    #[arg(long, num_args = 2.., value_name = "WORD")]
+    pub call: Vec<String>,
+}
+
+/// Takes the flags out of a `discovery` command line that are unknown: istiod accepts them silently, so that one set of
+/// arguments works with several versions. A value that follows an unknown flag goes with it.
+pub fn tolerate(args: impl Iterator<Item = OsString>) -> (Vec<OsString>, Vec<String>) {
+    let args: Vec<OsString> = args.collect();
+    if args.get(1).is_none_or(|command| command != "discovery") {
+        return (args, Vec::new());
+    }
+    let cli = Cli::command();
+    let known = |name: &str| {
+        let discovery = cli.find_subcommand("discovery").expect("the command is defined above");
+        name == "help" || discovery.get_arguments().any(|arg| arg.get_long() == Some(name))
+    };
+    let (mut kept, mut unknown) = (Vec::new(), Vec::new());
+    let mut args = args.into_iter().peekable();
+    while let Some(arg) = args.next() {
+        let text = arg.to_string_lossy().into_owned();
+        match text.strip_prefix("--").map(|flag| flag.split('=').next().unwrap_or(flag)) {
+            Some(name) if !name.is_empty() && !known(name) => {
+                unknown.push(format!("--{name}"));
+                if !text.contains('=') && args.peek().is_some_and(|next| !next.to_string_lossy().starts_with('-')) {
+                    args.next();
+                }
+            }
+            _ => kept.push(arg),
+        }
+    }
+    (kept, unknown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split(line: &str) -> (Vec<String>, Vec<String>) {
+        let (kept, unknown) = tolerate(line.split(' ').map(OsString::from));
+        (kept.into_iter().map(|arg| arg.into_string().unwrap()).collect(), unknown)
+    }
+
+    #[test]
+    fn unknown_flags_of_the_server_are_tolerated() {
+        let (kept, unknown) = split("trysail discovery --log_output_level=default:info --configDir d --ctrlz_port 9 --native");
+        assert_eq!(kept, ["trysail", "discovery", "--configDir", "d", "--native"]);
+        assert_eq!(unknown, ["--log_output_level", "--ctrlz_port"]);
+        assert!(split("trysail render --nonsense x").1.is_empty(), "other commands say what is wrong");
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+        let cli = Cli::try_parse_from(["trysail", "discovery", "--configDir", "d", "--registries="]).unwrap();
+        let Command::Discovery(flags) = cli.command else { panic!("it is discovery") };
+        assert_eq!(flags.registries, [""]);
+    }
+}

@@ -1,0 +1,413 @@
+//! `trysail discovery`: from a folder to streams, until it is stopped.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use parking_lot::Mutex;
+use prometheus::Registry;
+use serde_json::Value;
+use tokio::sync::mpsc;
+use trysail_discovery::{Change, FolderSource, Status};
+use trysail_facts::{FactsSnapshot, Inputs, Settings};
+use trysail_model::ObjectRef;
+use trysail_stages::plugins::{PluginFolder, PluginStatus};
+use trysail_stages::{Engine, EngineTranslator};
+use trysail_xds::{PushInfo, Server, debounce};
+
+use crate::env::{Environment, duration_of};
+use crate::pipeline::{self, Mode, Options};
+use crate::terminal::Terminal;
+
+/// Settings of the server, from flags and environment.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Folder of YAML.
+    pub config_dir: PathBuf,
+    /// Mesh configuration file; one in the folder goes before it.
+    pub mesh_config: PathBuf,
+    /// Networks file; one in the folder goes before it.
+    pub networks_config: PathBuf,
+    /// Folder of plugins, if any.
+    pub plugins: Option<PathBuf>,
+    /// Plaintext xDS.
+    pub grpc_addr: String,
+    /// Readiness and debug.
+    pub http_addr: String,
+    /// Metrics and version.
+    pub monitoring_addr: String,
+    /// How long streams may take to end at shutdown.
+    pub shutdown: Duration,
+    /// DNS suffix, cluster and namespace.
+    pub settings: Settings,
+    /// How stages run.
+    pub mode: Mode,
+}
+
+/// What is known about the control plane's own state, for the debug pages.
+#[derive(Default)]
+pub struct Report {
+    /// The folder's state.
+    pub folder: Arc<Status>,
+    /// Plugins in force, and what is wrong with others.
+    pub plugins: Vec<PluginStatus>,
+    /// The revision served.
+    pub revision: u64,
+}
+
+/// A running server: handles for the debug pages and for tests.
+pub struct Running {
+    /// The engine.
+    pub engine: Arc<Engine>,
+    /// The streams.
+    pub xds: Server,
+    /// State for the debug pages.
+    pub report: Arc<Mutex<Report>>,
+    /// Metrics.
+    pub registry: Registry,
+    /// The addresses in use: xDS, readiness, metrics.
+    pub addresses: [SocketAddr; 3],
+}
+
+/// An address as Go writes it: `:15010` is every address of the machine.
+fn address(text: &str) -> Result<SocketAddr> {
+    let full = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.replace("localhost", "127.0.0.1") };
+    full.parse().with_context(|| format!("{text:?} is not an address such as :15010 or 127.0.0.1:15010"))
+}
+
+/// What happened since the last push.
+enum Event {
+    Folder(Box<Change>),
+    Settled,
+    Plugins,
+    Files,
+}
+
+/// Runs until `shutdown` is done. `started` is called once, when everything listens.
+///
+/// # Errors
+/// When the folder cannot be read, an address not be bound, or the sandbox not start.
+pub async fn run(
+    config: Config,
+    environment: &dyn Environment,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+    started: impl FnOnce(&Running),
+) -> Result<()> {
+    let terminal = Arc::new(Terminal::new());
+    let debouncing = debounce::Config {
+        after: duration_of(environment, "PILOT_DEBOUNCE_AFTER", Duration::from_millis(100)),
+        max: duration_of(environment, "PILOT_DEBOUNCE_MAX", Duration::from_secs(10)),
+    };
+    let (events_tx, events_rx) = mpsc::unbounded_channel();
+
+    // Listen first: a port that is taken is the commonest mistake, and nothing has been done yet.
+    let bind = async |text: &str, what: &str| {
+        let at = address(text)?;
+        tokio::net::TcpListener::bind(at).await.with_context(|| format!("cannot listen on {at} for {what}"))
+    };
+    let grpc = bind(&config.grpc_addr, "xDS (--grpcAddr)").await?;
+    let http = bind(&config.http_addr, "readiness and debug (--httpAddr)").await?;
+    let monitoring = bind(&config.monitoring_addr, "metrics (--monitoringAddr)").await?;
+    let addresses = [grpc.local_addr()?, http.local_addr()?, monitoring.local_addr()?];
+
+    let (source, first) = watch(&config, events_tx.clone())?;
+    for rejection in &first.status.rejections {
+        terminal.problem(&format!("refused: {rejection}"));
+    }
+    terminal.loaded(&config.config_dir, &first.status);
+
+    let files = Files::read(&config);
+    let inputs = Inputs {
+        objects: first.changes.added.clone(),
+        mesh: files.mesh(&first.settings),
+        networks: files.networks(&first.settings),
+        environment: environment.all(),
+        settings: config.settings.clone(),
+    };
+    let began = Instant::now();
+    let settled = events_tx.clone();
+    let options = Options {
+        mode: config.mode,
+        on_run: Some({
+            let terminal = terminal.clone();
+            Arc::new(move |call| terminal.ran(call))
+        }),
+        on_settled: Some(Arc::new(move || drop(settled.send(vec![Event::Settled])))),
+        ..Options::default()
+    };
+    let (engine, snapshot, plugins) = {
+        let plugins = config.plugins.clone();
+        tokio::task::spawn_blocking(move || -> Result<_> {
+            let snapshot = FactsSnapshot::new(inputs);
+            let loaded = pipeline::load(&options)?;
+            let engine = pipeline::engine(&options, loaded.stages, Arc::new(snapshot.clone()));
+            let plugins = match (plugins, loaded.runtime) {
+                (Some(folder), Some(runtime)) => Some(PluginFolder::new(folder, runtime)),
+                (Some(_), None) => bail!("plugins need the sandbox: leave out --native"),
+                (None, _) => None,
+            };
+            Ok((engine, snapshot, plugins))
+        })
+        .await
+        .context("the start of the stages panicked")??
+    };
+    terminal.say(&format!("stages ready in {} ms", began.elapsed().as_millis()));
+
+    let registry = Registry::new();
+    let metrics = trysail_xds::Metrics::register(&registry).context("metrics")?;
+    engine.counters().register(&registry).context("metrics")?;
+    let xds = Server::new(
+        Arc::new(EngineTranslator(engine.clone())),
+        trysail_xds::Config {
+            metrics: metrics.clone(),
+            on_push: Some({
+                let terminal = terminal.clone();
+                Arc::new(move |report| terminal.pushed(report))
+            }),
+            max_connection_age_grace: config.shutdown,
+            ..trysail_xds::Config::default()
+        },
+    );
+    let report = Arc::new(Mutex::new(Report { folder: first.status.clone(), plugins: Vec::new(), revision: engine.revision() }));
+    let running = Running { engine: engine.clone(), xds: xds.clone(), report: report.clone(), registry, addresses };
+    let plugins = plugins.map(|folder| Arc::new(Mutex::new(folder)));
+    let committer = Arc::new(Committer {
+        engine: engine.clone(),
+        snapshot: Mutex::new(snapshot),
+        files: Mutex::new(files),
+        config: config.clone(),
+        plugins: plugins.clone(),
+        report,
+        terminal: terminal.clone(),
+        settings: Mutex::new(first.settings.clone()),
+        served: Mutex::new(engine.revision()),
+    });
+    if plugins.is_some() {
+        committer.scan_plugins();
+    }
+    poll(&config, plugins.is_some(), events_tx);
+
+    let running = Arc::new(running);
+    let pages = [(http, false), (monitoring, true)].map(|(listener, metrics)| {
+        tokio::spawn(crate::pages::serve(listener, running.clone(), metrics))
+    });
+    started(&running);
+    terminal.say(&format!("xDS on {}, ready on {}, metrics on {}", addresses[0], addresses[1], addresses[2]));
+
+    let pushing = {
+        let (xds, metrics) = (xds.clone(), metrics);
+        debounce::run(debouncing, events_rx, |all: &mut Vec<Event>, more| all.extend(more), move |batch| {
+            let (xds, metrics, committer) = (xds.clone(), metrics.clone(), committer.clone());
+            async move {
+                metrics.debounced(batch.waited);
+                let since = batch.since.into_std();
+                let committed = tokio::task::spawn_blocking(move || committer.commit(batch.changes)).await;
+                match committed {
+                    Ok(Some((revision, reasons))) => xds.notify(PushInfo { revision, reasons, since, forced: false }),
+                    Ok(None) => {}
+                    Err(panic) => tracing::error!(%panic, "a change could not be taken in; what was served stays"),
+                }
+            }
+        })
+    };
+    let stopping = xds.clone();
+    tokio::select! {
+        served = xds.serve(grpc, async move { shutdown.await; }) => served.context("the xDS server failed")?,
+        () = pushing => {}
+    }
+    stopping.stop();
+    pages.iter().for_each(tokio::task::JoinHandle::abort);
+    drop(source);
+    terminal.say("stopped");
+    Ok(())
+}
+
+/// Starts to watch the folder; returns its first state.
+fn watch(config: &Config, events: mpsc::UnboundedSender<Vec<Event>>) -> Result<(FolderSource, Change)> {
+    let discovery = trysail_discovery::Config {
+        system_namespace: config.settings.system_namespace.clone(),
+        revision: config.settings.revision.clone(),
+        read_kinds: Some(pipeline::READ_KINDS.iter().map(|kind| (*kind).to_owned()).collect()),
+        ..trysail_discovery::Config::default()
+    };
+    let (first_tx, first_rx) = std::sync::mpsc::sync_channel(1);
+    let on_change = move |change: Change| {
+        if change.initial {
+            // The receiver waits for exactly this one.
+            let _ = first_tx.send(change);
+        } else {
+            let _ = events.send(vec![Event::Folder(Box::new(change))]);
+        }
+    };
+    let folder = &config.config_dir;
+    let source = FolderSource::start(folder, discovery, on_change).with_context(|| format!("cannot read --configDir {}", folder.display()))?;
+    let first = first_rx.recv().context("the folder's first state never came")?;
+    Ok((source, first))
+}
+
+/// Looks for changes of single files and of plugins: a few `stat` calls, four times a second.
+fn poll(config: &Config, plugins: bool, events: mpsc::UnboundedSender<Vec<Event>>) {
+    let stamp = |path: &PathBuf| std::fs::metadata(path).and_then(|m| m.modified()).ok();
+    let files = [config.mesh_config.clone(), config.networks_config.clone()];
+    let mut last = files.each_ref().map(stamp);
+    tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(Duration::from_millis(250));
+        loop {
+            ticks.tick().await;
+            let now = files.each_ref().map(stamp);
+            let mut found = Vec::new();
+            if now != last {
+                last = now;
+                found.push(Event::Files);
+            }
+            if plugins {
+                found.push(Event::Plugins);
+            }
+            if !found.is_empty() && events.send(found).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+/// The files beside the folder.
+struct Files {
+    mesh: Option<Value>,
+    networks: Option<Value>,
+}
+
+impl Files {
+    fn read(config: &Config) -> Files {
+        let read = |path: &PathBuf| {
+            let text = std::fs::read_to_string(path).ok()?;
+            serde_yaml_ng::from_str(&text)
+                .inspect_err(|error| tracing::error!(file = %path.display(), %error, "not YAML; the last good version stays"))
+                .ok()
+        };
+        Files { mesh: read(&config.mesh_config), networks: read(&config.networks_config) }
+    }
+
+    fn mesh(&self, folder: &trysail_discovery::Settings) -> Value {
+        folder.mesh.as_deref().cloned().or_else(|| self.mesh.clone()).unwrap_or(Value::Null)
+    }
+
+    fn networks(&self, folder: &trysail_discovery::Settings) -> Value {
+        folder.networks.as_deref().cloned().or_else(|| self.networks.clone()).unwrap_or(Value::Null)
+    }
+}
+
+/// Takes changes in: facts, then stages.
+struct Committer {
+    engine: Arc<Engine>,
+    snapshot: Mutex<FactsSnapshot>,
+    files: Mutex<Files>,
+    settings: Mutex<trysail_discovery::Settings>,
+    config: Config,
+    plugins: Option<Arc<Mutex<PluginFolder>>>,
+    report: Arc<Mutex<Report>>,
+    terminal: Arc<Terminal>,
+    /// The newest revision that the streams were told of.
+    served: Mutex<u64>,
+}
+
+impl Committer {
+    /// Commits what happened. The new revision and why, or nothing when no answer can have moved.
+    fn commit(&self, events: Vec<Event>) -> Option<(u64, Vec<String>)> {
+        let mut reasons = Vec::new();
+        let mut change = trysail_facts::Change::default();
+        let mut objects: BTreeMap<ObjectRef, Option<Arc<trysail_model::Object>>> = BTreeMap::new();
+        let mut settings_moved = false;
+        for event in events {
+            match event {
+                Event::Folder(folder) => {
+                    reasons.push("config".to_owned());
+                    settings_moved |= folder.changes.settings;
+                    self.take(&folder, &mut objects);
+                    *self.settings.lock() = folder.settings.clone();
+                    self.report.lock().folder = folder.status.clone();
+                }
+                Event::Settled => reasons.push("unknown".to_owned()),
+                Event::Plugins => {
+                    if self.scan_plugins() {
+                        reasons.push("global".to_owned());
+                    }
+                }
+                Event::Files => {
+                    let fresh = Files::read(&self.config);
+                    let mut files = self.files.lock();
+                    files.mesh = fresh.mesh.or(files.mesh.take());
+                    files.networks = fresh.networks.or(files.networks.take());
+                    settings_moved = true;
+                    reasons.push("global".to_owned());
+                }
+            }
+        }
+        for (reference, object) in objects {
+            match object {
+                Some(object) => change.upserted.push(object),
+                None => change.deleted.push(reference),
+            }
+        }
+        if settings_moved {
+            let (files, settings) = (self.files.lock(), self.settings.lock());
+            change.mesh = Some(files.mesh(&settings));
+            change.networks = Some(files.networks(&settings));
+        }
+        if !change.upserted.is_empty() || !change.deleted.is_empty() || settings_moved {
+            let mut snapshot = self.snapshot.lock();
+            let (next, affected) = snapshot.apply(&change);
+            let advance = self.engine.advance(Arc::new(next.clone()), &affected);
+            *snapshot = next;
+            self.terminal.advanced(&advance);
+        }
+        // What was made for proxies that are gone, and for states that are past.
+        self.engine.collect(4);
+        let revision = self.engine.revision();
+        self.report.lock().revision = revision;
+        // A slow call's end has moved the revision before it was told here.
+        let served = std::mem::replace(&mut *self.served.lock(), revision);
+        (revision != served).then_some((revision, reasons))
+    }
+
+    fn take(&self, folder: &Change, objects: &mut BTreeMap<ObjectRef, Option<Arc<trysail_model::Object>>>) {
+        let changes = &folder.changes;
+        for object in &changes.added {
+            self.terminal.say(&format!("+ {}", object.reference));
+            objects.insert(object.reference.clone(), Some(object.clone()));
+        }
+        for updated in &changes.updated {
+            self.terminal.say(&format!("~ {}", updated.new.reference));
+            objects.insert(updated.new.reference.clone(), Some(updated.new.clone()));
+        }
+        for object in &changes.deleted {
+            self.terminal.say(&format!("- {}", object.reference));
+            objects.insert(object.reference.clone(), None);
+        }
+        for rejection in &folder.reported {
+            self.terminal.problem(&format!("refused: {rejection}"));
+        }
+        for rejection in &folder.resolved {
+            self.terminal.say(&format!("mended: {}", rejection.origin));
+        }
+    }
+
+    /// Looks into the plugins' folder. True when something changed.
+    fn scan_plugins(&self) -> bool {
+        let Some(plugins) = &self.plugins else { return false };
+        let mut plugins = plugins.lock();
+        let Some(advance) = plugins.refresh(&self.engine) else { return false };
+        let status = plugins.status();
+        for plugin in &status {
+            match &plugin.error {
+                Some(error) => self.terminal.problem(&format!("plugin {}: {error}", plugin.name)),
+                None => self.terminal.say(&format!("plugin {} in force at {}", plugin.name, plugin.points.join(", "))),
+            }
+        }
+        self.terminal.advanced(&advance);
+        self.report.lock().plugins = status;
+        true
+    }
+}

@@ -1,0 +1,138 @@
+//! Addresses of services as domains: clients also call services by address.
+//!
+//! Nothing warns or rejects.
+
+use trysail_sdk::facts::ServiceSummary;
+use trysail_sdk::{Ctx, Failure};
+
+use crate::virtual_hosts::{Candidate, Candidates};
+
+/// Which IP families a proxy takes of a service's addresses.
+#[derive(Clone, Copy)]
+enum Families {
+    Ipv4,
+    Ipv6,
+    /// It has both, but dual stack is off: that of the first address.
+    First,
+    All,
+}
+
+/// What of a service's addresses this proxy can reach.
+pub struct Addresses {
+    families: Families,
+    /// The proxy's DNS answers with automatically allocated addresses.
+    allocated: bool,
+    all_ports: bool,
+}
+
+impl Addresses {
+    /// Asks for what the given services make necessary.
+    pub fn ask(ctx: &Ctx<'_>, candidates: &Candidates<'_>, port: u32) -> Result<Self, Failure> {
+        let has_vip = |c: &Candidate<'_>| c.service.registry == "Kubernetes" && known(&c.service.address);
+        let has_allocated =
+            |c: &Candidate<'_>| !known(&c.service.address) && !c.service.auto_allocated_addresses.is_empty();
+        let allocated = candidates.iter().any(has_allocated) && {
+            let captures = ctx.proxy_metadata("DNS_CAPTURE").as_deref() == Some("true");
+            captures
+                && (ctx.flags(["PILOT_ENABLE_IP_AUTOALLOCATE"])?[0]
+                    || ctx.proxy_metadata("DNS_AUTO_ALLOCATE").as_deref() == Some("true"))
+        };
+        let families = match allocated || candidates.iter().any(has_vip) {
+            true => ctx.proxy("ip-families").unwrap_or_default(),
+            false => String::new(),
+        };
+        let families = match families.as_str() {
+            "dual" if ctx.flags(["ISTIO_DUAL_STACK", "PILOT_ENABLE_AMBIENT"])?.contains(&true) => Families::All,
+            "dual" => Families::First,
+            "ipv6" => Families::Ipv6,
+            _ => Families::Ipv4,
+        };
+        Ok(Addresses { families, allocated, all_ports: port == 0 })
+    }
+
+    /// The addresses that become domains. Those of ServiceEntries are taken whatever their family, because Envoy only
+    /// compares them with what clients ask for.
+    pub fn of(&self, service: &ServiceSummary) -> Vec<String> {
+        if service.registry == "Kubernetes" {
+            let own =
+                if service.addresses.is_empty() { std::slice::from_ref(&service.address) } else { &service.addresses };
+            return self.reachable(own);
+        }
+        if !known(&service.address) {
+            if !self.allocated {
+                return Vec::new();
+            }
+            let mut reachable = self.reachable(&service.auto_allocated_addresses);
+            if !self.all_ports {
+                reachable.truncate(1);
+            }
+            return reachable;
+        }
+        vec![service.address.clone()]
+    }
+
+    fn reachable(&self, addresses: &[String]) -> Vec<String> {
+        let is_ipv6 = |address: &str| address.contains(':');
+        let takes = |address: &str| match self.families {
+            Families::All => true,
+            Families::Ipv4 => !is_ipv6(address),
+            Families::Ipv6 => is_ipv6(address),
+            Families::First => addresses.first().is_some_and(|first| is_ipv6(first) == is_ipv6(address)),
+        };
+        addresses.iter().filter(|a| known(a) && takes(a)).cloned().collect()
+    }
+}
+
+/// Is this an address, and not the mark for "none"?
+fn known(address: &str) -> bool {
+    !address.is_empty() && address != "0.0.0.0"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(families: Families, allocated: bool, all_ports: bool, service: &ServiceSummary) -> Vec<String> {
+        Addresses { families, allocated, all_ports }.of(service)
+    }
+
+    fn texts(addresses: &[&str]) -> Vec<String> {
+        addresses.iter().map(|a| (*a).to_owned()).collect()
+    }
+
+    #[test]
+    fn addresses_of_clusters_follow_the_proxys_families() {
+        let service = ServiceSummary {
+            registry: "Kubernetes".into(),
+            address: "fd00::1".into(),
+            addresses: texts(&["fd00::1", "10.0.0.1"]),
+            ..Default::default()
+        };
+        assert_eq!(of(Families::All, false, false, &service), ["fd00::1", "10.0.0.1"]);
+        assert_eq!(of(Families::First, false, false, &service), ["fd00::1"]);
+        assert_eq!(of(Families::Ipv4, false, false, &service), ["10.0.0.1"]);
+        let headless =
+            ServiceSummary { registry: "Kubernetes".into(), address: "0.0.0.0".into(), ..Default::default() };
+        assert!(of(Families::All, false, false, &headless).is_empty());
+    }
+
+    #[test]
+    fn addresses_of_service_entries_are_taken_as_they_are() {
+        let service =
+            ServiceSummary { address: "fd00::1".into(), addresses: texts(&["fd00::1"]), ..Default::default() };
+        assert_eq!(of(Families::Ipv4, false, false, &service), ["fd00::1"]);
+    }
+
+    #[test]
+    fn allocated_addresses_need_a_proxy_that_answers_with_them() {
+        let service = ServiceSummary {
+            address: "0.0.0.0".into(),
+            auto_allocated_addresses: texts(&["240.240.0.1", "2001:2::1"]),
+            ..Default::default()
+        };
+        assert!(of(Families::All, false, false, &service).is_empty());
+        assert_eq!(of(Families::All, true, false, &service), ["240.240.0.1"]);
+        assert_eq!(of(Families::Ipv6, true, false, &service), ["2001:2::1"]);
+        assert_eq!(of(Families::All, true, true, &service), ["240.240.0.1", "2001:2::1"]);
+    }
+}
