@@ -10,7 +10,7 @@ use trysail_stages::component::Runtime;
 #[cfg(feature = "components")]
 use trysail_stages::component::RuntimeConfig;
 use trysail_stages::guest::Guest;
-use trysail_stages::{Config, Engine, Limits, Native, NativeCode, OutputDecl, QueryDecl, Root};
+use trysail_stages::{Config, Engine, Limits, Native, NativeCode, OnRun, OutputDecl, QueryDecl, Root};
 
 /// The built-in stages' code, for native runs.
 pub const NATIVE: [(&str, trysail_sdk::StageFn); 6] = [
@@ -48,7 +48,7 @@ pub struct Options {
     /// Folder for compiled components.
     pub cache: Option<PathBuf>,
     /// Called with each call that a guest ran.
-    pub on_run: Option<Arc<dyn Fn(&trysail_stages::calls::Call) + Send + Sync>>,
+    pub on_run: Option<Arc<OnRun>>,
     /// Called when a slow call came to its end.
     pub on_settled: Option<Arc<dyn Fn() + Send + Sync>>,
 }
@@ -119,7 +119,7 @@ fn may_be_filled(rule: &str) -> bool {
 /// Envoy's own field rules.
 fn judge(message: &str, bytes: &[u8], whole: bool) -> Vec<String> {
     let Err(violations) = trysail_codec::gate::validate(message, bytes) else { return Vec::new() };
-    let counts = violations.into_iter().filter(|violation| whole || !may_be_filled(&violation.rule));
+    let counts = violations.into_iter().filter(|violation| whole || !may_be_filled(violation.rule));
     counts.map(|violation| format!("{}: {} ({})", violation.path, violation.message, violation.rule)).collect()
 }
 

@@ -185,7 +185,7 @@ fn write_proxy(engine: &Arc<Engine>, scripted: &Scripted, proxy: &Proxy, folder:
         n_resources += list.len();
         write(&folder.join(format!("{short}.json")), &format!("{:#}\n", Value::Array(list)))?;
     }
-    let diagnostics = engine.diagnostics(&all.roots);
+    let diagnostics = engine.diagnostics(proxy, &all.roots);
     let (gate, other): (Vec<_>, Vec<_>) = diagnostics.iter().partition(|d| d.message.starts_with("envoy would refuse"));
     let line = |d: &&trysail_sdk::Diagnostic| {
         let field = if d.field.is_empty() { String::new() } else { format!(" {}", d.field) };

@@ -107,6 +107,15 @@ impl View<'_> {
         let mut seen: BTreeSet<(String, String)> = BTreeSet::new();
         for slice in self.slices_of(service) {
             found.objects.insert(slice.reference.clone());
+            for member in &slice.members {
+                // The pod gives the labels and the identity; one that is missing would have.
+                match &member.pod {
+                    Some((namespace, name)) => found.objects.extend([ObjectRef::new("Pod", namespace, name)]),
+                    None => found.objects.extend(
+                        member.addresses.iter().filter_map(|at| Some(self.pod_of(&slice, member, at)?.reference.clone())),
+                    ),
+                }
+            }
             for endpoint in self.slice_endpoints(service, &slice) {
                 // An address may be in two slices while it moves from one to the other.
                 let first = endpoint.addresses.first().cloned().unwrap_or_default();

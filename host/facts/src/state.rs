@@ -525,7 +525,9 @@ impl State {
             list.into_iter().map(|service| (service.key.clone(), service)).collect()
         };
         let (mut old, new) = (pairs(old), pairs(new));
-        let mut moved: Vec<(Option<Arc<Service>>, Option<Arc<Service>>)> = Vec::new();
+        // The old and the new form.
+        type Moved = (Option<Arc<Service>>, Option<Arc<Service>>);
+        let mut moved: Vec<Moved> = Vec::new();
         for (name, new) in new {
             let old = old.remove(&name);
             if old.as_ref() != Some(&new) {

@@ -16,6 +16,9 @@ use crate::workloads::Instance;
 /// Old and new form of one thing.
 pub type Moved<T> = (Option<Arc<T>>, Option<Arc<T>>);
 
+/// Which object with a document, whether its place in the order moved, its old and its new form.
+pub type TouchedConfig = (ObjectRef, bool, Option<Arc<Config>>, Option<Arc<Config>>);
+
 /// Everything that moved. Things that are equal in both forms are not in it.
 #[derive(Debug, Default)]
 pub struct Touched {
@@ -34,7 +37,7 @@ pub struct Touched {
     /// Services of either registry.
     pub services: Vec<Moved<Service>>,
     /// Objects with documents: which, whether its place in the order moved, old and new form.
-    pub configs: Vec<(ObjectRef, bool, Option<Arc<Config>>, Option<Arc<Config>>)>,
+    pub configs: Vec<TouchedConfig>,
     /// Root VirtualServices.
     pub roots: Vec<Moved<Root>>,
     /// DestinationRules.

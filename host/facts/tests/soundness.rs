@@ -123,7 +123,7 @@ fn body(kind: &str, d: Dice) -> Value {
             if d[4] & 1 == 1 {
                 http.push(json!({"delegate": {"name": x, "namespace": if d[4] & 2 == 2 { pick(&NAMESPACES, d[5]) } else { "" }}}));
             }
-            let hosts: &[&str] = if d[6] % 3 == 0 { &[] } else { &["a"] };
+            let hosts: &[&str] = if d[6].is_multiple_of(3) { &[] } else { &["a"] };
             json!({"metadata": metadata, "spec": {"hosts": hosts, "exportTo": pick(&EXPORTS[..4], d[7]), "http": http}})
         }
         "DestinationRule" => {

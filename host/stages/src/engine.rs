@@ -44,6 +44,9 @@ pub struct OutputDecl {
 /// Why Envoy would refuse a message: its type's full name, its bytes, and whether they are all of it. Empty when it would not.
 pub type Gate = dyn Fn(&str, &[u8], bool) -> Vec<String> + Send + Sync;
 
+/// Is told of each call that a guest ran.
+pub type OnRun = dyn Fn(&Call) + Send + Sync;
+
 /// What an engine is made of.
 #[derive(Clone)]
 pub struct Config {
@@ -62,7 +65,7 @@ pub struct Config {
     /// Share of runs that are run again on a fresh instance and compared: 1.0 in tests.
     pub audit_share: f64,
     /// Called with each call that a guest ran: what was recomputed.
-    pub on_run: Option<Arc<dyn Fn(&Call) + Send + Sync>>,
+    pub on_run: Option<Arc<OnRun>>,
     /// Called after something moved without a change of the snapshot: a slow call has come to its end.
     pub on_settled: Option<Arc<dyn Fn() + Send + Sync>>,
 }
@@ -268,23 +271,6 @@ impl Engine {
         while !self.retrying.lock().is_empty() {
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
-    }
-
-    /// What the diagnostics of the calls behind a proxy's resources say, each once, in order of the calls.
-    pub fn diagnostics(&self, roots: &[Arc<Node>]) -> Vec<trysail_sdk::Diagnostic> {
-        let mut seen = rustc_hash::FxHashSet::default();
-        let mut found: Vec<trysail_sdk::Diagnostic> = Vec::new();
-        for root in roots {
-            root.for_each(&mut |node| {
-                if seen.insert(Arc::as_ptr(&node.leaf)) {
-                    found.extend(node.leaf.diagnostics.iter().cloned());
-                }
-                found.extend(node.conflicts.iter().cloned());
-            });
-        }
-        let mut known = BTreeSet::new();
-        found.retain(|d| known.insert((d.object.clone(), d.field.clone(), d.message.clone())));
-        found
     }
 
     /// The fingerprint of the plugins at a hook point.

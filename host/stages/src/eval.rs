@@ -230,17 +230,20 @@ impl Engine {
                 }
             }
             let child = match self.eval(cx, call) {
+                // What Envoy would refuse does not take the place of what it has.
+                Ok(child) if child.leaf.n_refused > 0 => match self.held(cx, call).filter(|held| held.leaf.n_refused == 0) {
+                    Some(held) => {
+                        degraded = true;
+                        held
+                    }
+                    None => child,
+                },
                 Ok(child) => child,
                 Err(fault) if leaf.includes(i) => {
                     // What the subscriber has of it stays; with nothing to hold it is withheld.
                     degraded = true;
                     cx.faults.lock().push(fault);
-                    let inner = match &call.call {
-                        Call::Hook { inner: Some(inner), .. } => Some(self.memos.get(*inner)),
-                        _ => None,
-                    };
-                    let held = cx.held.as_ref().and_then(|held| held.find(call).or_else(|| held.find(inner.as_ref()?)));
-                    held.unwrap_or_else(|| self.empty_node(call))
+                    self.held(cx, call).unwrap_or_else(|| self.empty_node(call))
                 }
                 Err(fault) => return Err(fault),
             };
@@ -286,6 +289,16 @@ impl Engine {
             }
         }
         Ok(node)
+    }
+
+    /// What the subscriber was last served of a call.
+    fn held(&self, cx: &Cx, call: &Arc<CallMemo>) -> Option<Arc<Node>> {
+        let held = cx.held.as_ref()?;
+        held.find(call).or_else(|| match &call.call {
+            // Without plugins the hook point was not there, and the call behind it was served.
+            Call::Hook { inner: Some(inner), .. } => held.find(&self.memos.get(*inner)),
+            _ => None,
+        })
     }
 
     /// A node without items, for what is withheld.

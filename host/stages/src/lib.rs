@@ -29,7 +29,7 @@ mod run;
 pub mod trace;
 pub mod views;
 
-pub use engine::{Advance, Config, Engine, Hooked, OutputDecl, Root};
+pub use engine::{Advance, Config, Engine, Hooked, OnRun, OutputDecl, Root};
 pub use fault::{FailurePolicy, Fault, FaultKind};
 pub use guest::{Guest, Limits, Native, NativeCode};
 pub use queries::QueryDecl;

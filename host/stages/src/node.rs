@@ -21,6 +21,8 @@ pub struct Leaf {
     pub calls: Vec<Arc<CallMemo>>,
     /// What the stage has to say, with what the gate found.
     pub diagnostics: Vec<Diagnostic>,
+    /// Items left out because Envoy would refuse them.
+    pub n_refused: usize,
     entries: Vec<LeafEntry>,
     /// The entries of a leaf without calls; every node of it has the same.
     finished: OnceLock<Entries>,
@@ -232,6 +234,7 @@ impl Leaf {
         let mut calls = Vec::new();
         let mut entries = Vec::with_capacity(output.entries.len());
         let mut diagnostics = output.diagnostics;
+        let mut n_refused = 0;
         let mut claimed: BTreeMap<String, String> = BTreeMap::new();
         for entry in output.entries {
             let item = match entry {
@@ -259,6 +262,7 @@ impl Leaf {
                 message: format!("envoy would refuse it: {why}"),
             }));
             if refused && drop_invalid {
+                n_refused += 1;
                 continue;
             }
             claimed.extend(item.claims.iter().map(|claim| (claim.clone(), item.key.clone())));
@@ -283,7 +287,7 @@ impl Leaf {
                 refs: item.refs.into(),
             }));
         }
-        Ok(Leaf { reads, calls, diagnostics, entries, finished: OnceLock::new() })
+        Ok(Leaf { reads, calls, diagnostics, n_refused, entries, finished: OnceLock::new() })
     }
 
     /// Is call `i` an inclusion (and not a hole in an item)?

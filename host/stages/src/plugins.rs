@@ -57,9 +57,12 @@ impl From<Policy> for FailurePolicy {
 /// Size and time of a file: what tells that it changed.
 type Stamp = (u64, Option<SystemTime>);
 
+/// A plugin's code and its hook points.
+type Code = (Arc<dyn Guest>, Vec<String>);
+
 struct Loaded {
     stamps: (Stamp, Option<Stamp>),
-    guest: Option<(Arc<dyn Guest>, Vec<String>)>,
+    guest: Option<Code>,
     settings: Settings,
     error: Option<String>,
 }
@@ -129,7 +132,7 @@ impl PluginFolder {
         changed
     }
 
-    fn load(&self, name: &str, path: &Path, beside: &Path) -> Result<((Arc<dyn Guest>, Vec<String>), Settings), String> {
+    fn load(&self, name: &str, path: &Path, beside: &Path) -> Result<(Code, Settings), String> {
         let bytes = std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
         let settings = match std::fs::read(beside) {
             Ok(text) => serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", beside.display()))?,

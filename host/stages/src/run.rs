@@ -143,7 +143,8 @@ impl Runner<'_> {
         let share = self.engine.config.audit_share;
         // Every n-th run: a share that is the same everywhere, without randomness.
         let n = self.engine.sampler.fetch_add(1, Ordering::Relaxed);
-        if share <= 0.0 || !((n as f64 * share).fract() < share) {
+        let sampled = share > 0.0 && (n as f64 * share).fract() < share;
+        if !sampled {
             return Ok(());
         }
         add(&self.engine.counters.audited);

@@ -3,6 +3,8 @@
 //! A pure function's next query is decided by the answers so far. So the traces of one call form a tree: a node is a
 //! query, an edge an answer's fingerprint, a leaf whatever the trace led to. Looking up is walking with the present answers.
 
+use std::collections::hash_map::Entry;
+
 use rustc_hash::FxHashMap;
 use trysail_model::Fingerprint;
 
@@ -167,47 +169,40 @@ fn insert<T>(mut node: &mut Node<T>, mut trace: &[Read], leaf: T) -> Result<bool
             return Ok(true);
         }
         trace = &trace[same..];
-        let many = match &mut node.next {
-            Next::Leaf(old) => {
-                if let Some(read) = trace.first() {
-                    return Err(Fork { expected: read.0, found: None });
-                }
+        let query = next_query(&node.next);
+        let read = match (&mut node.next, trace.first()) {
+            (Next::Leaf(old), None) => {
                 *old = leaf;
                 return Ok(false);
             }
-            Next::Few(query, edges) => edges.len() == FEW && {
-                let edges = std::mem::take(edges).into_iter().collect();
-                node.next = Next::Many(*query, edges);
-                true
-            },
-            Next::Many(..) => true,
+            (Next::Leaf(_), Some(read)) => return Err(Fork { expected: read.0, found: None }),
+            (_, Some(read)) if read.0 == query => read,
+            (_, other) => return Err(Fork { expected: query, found: other.map(|read| read.0) }),
         };
-        let _ = many;
-        let (query, Some(read)) = (next_query(&node.next), trace.first()) else {
-            return Err(Fork { expected: next_query(&node.next), found: None });
-        };
-        if read.0 != query {
-            return Err(Fork { expected: query, found: Some(read.0) });
-        }
-        let fresh = || Node { run: trace[1..].to_vec(), next: Next::Leaf(()) }.run;
-        match &mut node.next {
-            Next::Leaf(_) => unreachable!("leaves have returned"),
-            Next::Few(_, edges) => match edges.iter().position(|(edge, _)| *edge == read.1) {
-                Some(at) => node = &mut edges[at].1,
-                None => {
-                    edges.push((read.1, Node { run: fresh(), next: Next::Leaf(leaf) }));
-                    return Ok(true);
-                }
-            },
-            Next::Many(_, edges) => {
-                if !edges.contains_key(&read.1) {
-                    edges.insert(read.1, Node { run: fresh(), next: Next::Leaf(leaf) });
-                    return Ok(true);
-                }
-                node = edges.get_mut(&read.1).expect("just looked up");
-            }
-        }
         trace = &trace[1..];
+        if let Next::Few(_, edges) = &mut node.next
+            && edges.len() == FEW
+        {
+            node.next = Next::Many(query, std::mem::take(edges).into_iter().collect());
+        }
+        let edge = match &mut node.next {
+            Next::Leaf(_) => unreachable!("leaves have returned above"),
+            Next::Few(_, edges) => match edges.iter().position(|(edge, _)| *edge == read.1) {
+                Some(at) => &mut edges[at].1,
+                None => {
+                    edges.push((read.1, Node { run: trace.to_vec(), next: Next::Leaf(leaf) }));
+                    return Ok(true);
+                }
+            },
+            Next::Many(_, edges) => match edges.entry(read.1) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => {
+                    new.insert(Node { run: trace.to_vec(), next: Next::Leaf(leaf) });
+                    return Ok(true);
+                }
+            },
+        };
+        node = edge;
     }
 }
 

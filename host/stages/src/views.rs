@@ -1,10 +1,12 @@
 //! The engine as the streams see it: views of resources for connected proxies.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use trysail_model::view::Provenance;
 use trysail_model::{Proxy, Translator, TypeUrl, View, Watched};
+use trysail_sdk::Diagnostic;
 
 use crate::calls::Call;
 use crate::engine::{Engine, Epoch, ProxyEntry};
@@ -54,10 +56,10 @@ impl Engine {
         if introduced_anew {
             entry.introduced = proxy.clone();
             entry.state = Arc::new(ProxyState::new(epoch.snapshot.refresh(proxy).unwrap_or_else(|| proxy.clone())));
-        } else if entry.refreshed_at != epoch.revision {
-            if let Some(fresh) = epoch.snapshot.refresh(&entry.state.proxy) {
-                entry.state = Arc::new(ProxyState::new(fresh));
-            }
+        } else if entry.refreshed_at != epoch.revision
+            && let Some(fresh) = epoch.snapshot.refresh(&entry.state.proxy)
+        {
+            entry.state = Arc::new(ProxyState::new(fresh));
         }
         entry.refreshed_at = epoch.revision;
         (entry.state.clone(), entry.served.get(type_url).cloned())
@@ -103,34 +105,56 @@ impl Engine {
         Cx { epoch, proxy: state, held: None, stack: Vec::new(), faults: Arc::default() }
     }
 
-    /// Objects and stages behind a node.
-    pub(crate) fn provenance_of(self: &Arc<Self>, proxy: &Proxy, node: &Arc<Node>) -> Provenance {
-        let epoch = self.epoch.load_full();
-        let mut found = Provenance::default();
-        let mut objects = std::collections::BTreeSet::new();
+    /// Calls `visit` with every node behind some nodes: what they put in place, and what they asked other calls for. Each leaf
+    /// once, in order.
+    fn behind(self: &Arc<Self>, proxy: &Proxy, nodes: &[Arc<Node>], mut visit: impl FnMut(&Arc<Node>)) {
         let mut seen = rustc_hash::FxHashSet::default();
-        let mut todo = vec![node.clone()];
+        let mut todo: Vec<Arc<Node>> = nodes.iter().rev().cloned().collect();
         while let Some(node) = todo.pop() {
             if !seen.insert(Arc::as_ptr(&node.leaf)) {
                 continue;
             }
+            visit(&node);
+            todo.extend(node.children.iter().rev().cloned());
+            for (id, _) in node.leaf.reads.iter() {
+                if let Question::Derived(call) | Question::DerivedExists(call) = &self.queries.cell(*id).question {
+                    todo.extend(self.node_of(proxy, *call));
+                }
+            }
+        }
+    }
+
+    /// What the calls behind a proxy's resources have to say, each thing once.
+    pub fn diagnostics(self: &Arc<Self>, proxy: &Proxy, roots: &[Arc<Node>]) -> Vec<Diagnostic> {
+        let mut found: Vec<Diagnostic> = Vec::new();
+        self.behind(proxy, roots, |node| {
+            found.extend(node.leaf.diagnostics.iter().cloned());
+            found.extend(node.conflicts.iter().cloned());
+        });
+        let mut known = BTreeSet::new();
+        found.retain(|d| known.insert((d.object.clone(), d.field.clone(), d.message.clone())));
+        found
+    }
+
+    /// Objects and stages behind a node.
+    pub(crate) fn provenance_of(self: &Arc<Self>, proxy: &Proxy, node: &Arc<Node>) -> Provenance {
+        let epoch = self.epoch.load_full();
+        let mut stages: Vec<String> = Vec::new();
+        let mut objects = BTreeSet::new();
+        self.behind(proxy, std::slice::from_ref(node), |node| {
             if let Some(guest) = node.memo.call.guest()
-                && !found.stages.iter().any(|known| known == guest)
+                && !stages.iter().any(|known| known == guest)
             {
-                found.stages.push(guest.to_owned());
+                stages.push(guest.to_owned());
             }
             for (id, _) in node.leaf.reads.iter() {
                 let cell = self.queries.cell(*id);
-                match &cell.question {
-                    Question::Mesh(query) => objects.extend(self.mesh_answer(&epoch, &cell, query).objects.iter().cloned()),
-                    Question::Derived(call) | Question::DerivedExists(call) => todo.extend(self.node_of(proxy, *call)),
-                    Question::Proxy(_) | Question::Plugins(_) => {}
+                if let Question::Mesh(query) = &cell.question {
+                    objects.extend(self.mesh_answer(&epoch, &cell, query).objects.iter().cloned());
                 }
             }
-            todo.extend(node.children.iter().rev().cloned());
-        }
-        found.objects = objects.into_iter().collect();
-        found
+        });
+        Provenance { stages, objects: objects.into_iter().collect() }
     }
 
     /// The node that made an item of a name, below a node: the one nearest to it.

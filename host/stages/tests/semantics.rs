@@ -140,10 +140,10 @@ fn the_order_of_events_does_not_change_a_byte() {
 fn the_later_of_two_equal_claims_is_left_out() {
     let now = World::default().list("plan", &["a", "b"]).text("a", "claim door").text("b", "claim door");
     let engine = engine(&now);
-    let served = engine.resources(&proxy("p", "x", "1"), &ALL.into(), &Watched::Wildcard);
-    let node = served.node.unwrap();
+    let p = proxy("p", "x", "1");
+    let node = engine.resources(&p, &ALL.into(), &Watched::Wildcard).node.unwrap();
     assert!(node.entries.find("a").is_some() && node.entries.find("b").is_none());
-    let said = engine.diagnostics(&[node]);
+    let said = engine.diagnostics(&p, &[node]);
     assert!(said.iter().any(|d| d.object == "b" && d.message.contains("door is taken by a")), "{said:?}");
 }
 
@@ -191,4 +191,27 @@ fn a_fault_holds_what_the_subscriber_was_last_served() {
     go(&engine, &mut now, next);
     assert_eq!(text(&engine, &p, "a").as_deref(), Some("mended"));
     assert_eq!(text(&engine, &late, "a").as_deref(), Some("mended"));
+}
+
+#[test]
+fn what_envoy_would_refuse_does_not_take_the_place_of_what_it_has() {
+    let mut now = world();
+    let refuse = |message: &str, bytes: &[u8], _whole: bool| {
+        let bad = message == "toy.Piece" && bytes.ends_with(b"bad");
+        if bad { vec!["it is bad".to_owned()] } else { Vec::new() }
+    };
+    let config = trysail_stages::Config { gate: Some(Arc::new(refuse)), ..config() };
+    let engine = Engine::new(config, [native()], Arc::new(now.clone()));
+    let (p, late) = (proxy("p", "x", "1"), proxy("late", "x", "1"));
+    resources(&engine, &p);
+    let next = now.clone().text("a", "bad");
+    go(&engine, &mut now, next);
+    assert_eq!(text(&engine, &p, "a").as_deref(), Some("one"), "the last good stays");
+    assert_eq!(text(&engine, &late, "a"), None, "without one it is left out");
+    assert!(text(&engine, &late, "b").is_some());
+    let node = engine.resources(&late, &ALL.into(), &Watched::Wildcard).node.unwrap();
+    assert!(engine.diagnostics(&late, &[node]).iter().any(|d| d.object == "a" && d.message.contains("it is bad")));
+    let next = now.clone().text("a", "good");
+    go(&engine, &mut now, next);
+    assert_eq!(text(&engine, &p, "a").as_deref(), Some("good"));
 }

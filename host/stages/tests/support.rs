@@ -1,5 +1,6 @@
 //! A toy world: a snapshot of texts, and two stages over it.
 #![allow(dead_code, reason = "each suite uses a part of it")]
+#![allow(missing_docs, clippy::unwrap_used, reason = "support of tests")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

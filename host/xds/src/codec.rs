@@ -55,11 +55,7 @@ impl Outgoing {
             len += nested_len(field::RESOURCES, self.resource_len(resource));
         }
         // A name in a list is written even if it is empty.
-        len + self
-            .removed
-            .iter()
-            .map(|name| nested_len(field::REMOVED, name.as_str().len()))
-            .sum::<usize>()
+        len + self.removed.iter().map(|name| nested_len(field::REMOVED, name.as_str().len())).sum::<usize>()
     }
 
     /// Appends the encoded message.
@@ -87,10 +83,7 @@ impl Outgoing {
 
     /// Bytes of all bodies.
     pub(crate) fn body_len(&self) -> usize {
-        self.resources
-            .iter()
-            .map(|(resource, _)| resource.body.len())
-            .sum()
+        self.resources.iter().map(|(resource, _)| resource.body.len()).sum()
     }
 
     fn resource_len(&self, resource: &Resource) -> usize {
@@ -106,8 +99,7 @@ impl Outgoing {
     }
 
     fn any_len(&self, resource: &Resource) -> usize {
-        text_len(field::ANY_TYPE_URL, self.type_url.as_str().len())
-            + text_len(field::ANY_VALUE, resource.body.len())
+        text_len(field::ANY_TYPE_URL, self.type_url.as_str().len()) + text_len(field::ANY_VALUE, resource.body.len())
     }
 
     fn put_any(&self, out: &mut impl BufMut, resource: &Resource) {
@@ -197,8 +189,7 @@ impl<X: Message + Default + Into<Request>> Decoder for RequestDecoder<X> {
 
     fn decode(&mut self, frame: &mut DecodeBuf<'_>) -> Result<Option<Incoming>, Status> {
         let len = frame.remaining();
-        let xds = X::decode(frame)
-            .map_err(|error| Status::internal(format!("cannot decode the request: {error}")))?;
+        let xds = X::decode(frame).map_err(|error| Status::internal(format!("cannot decode the request: {error}")))?;
         Ok(Some((xds.into(), len)))
     }
 
@@ -219,30 +210,15 @@ mod tests {
         let resource = |name: &str, body: Vec<u8>| {
             let body = Rope::from_bytes(body);
             let version = body.fingerprint();
-            (
-                Arc::new(Resource {
-                    name: name.into(),
-                    version,
-                    body,
-                }),
-                version,
-            )
+            (Arc::new(Resource { name: name.into(), version, body }), version)
         };
         Outgoing {
             protocol,
             type_url: type_urls::CLUSTER.into(),
             version: "2026-01-01T00:00:00Z/1".into(),
             nonce: "n".into(),
-            resources: vec![
-                resource("a", vec![7; 300]),
-                resource("", vec![]),
-                resource("b", vec![1]),
-            ],
-            removed: if protocol == Protocol::Delta {
-                vec!["gone".into(), "".into()]
-            } else {
-                Vec::new()
-            },
+            resources: vec![resource("a", vec![7; 300]), resource("", vec![]), resource("b", vec![1])],
+            removed: if protocol == Protocol::Delta { vec!["gone".into(), "".into()] } else { Vec::new() },
         }
     }
 
@@ -261,27 +237,18 @@ mod tests {
         assert_eq!(decoded.encode_to_vec(), bytes);
         assert_eq!(decoded.resources[0].type_url, type_urls::CLUSTER);
         assert_eq!(decoded.resources[0].value, vec![7; 300]);
-        assert_eq!(
-            (decoded.version_info.as_str(), decoded.nonce.as_str()),
-            ("2026-01-01T00:00:00Z/1", "n")
-        );
+        assert_eq!((decoded.version_info.as_str(), decoded.nonce.as_str()), ("2026-01-01T00:00:00Z/1", "n"));
 
         let delta = outgoing(Protocol::Delta);
         let bytes = written(&delta);
         let decoded = DeltaDiscoveryResponse::decode(&*bytes).unwrap();
         // The ordinary encoder writes the fields of a resource by number, and so do we, but for the order of the
         // message's declaration, which it follows: compare the decoded forms.
-        assert_eq!(
-            DeltaDiscoveryResponse::decode(&*decoded.encode_to_vec()).unwrap(),
-            decoded
-        );
+        assert_eq!(DeltaDiscoveryResponse::decode(&*decoded.encode_to_vec()).unwrap(), decoded);
         assert_eq!(decoded.encoded_len(), bytes.len());
         assert_eq!(decoded.removed_resources, ["gone", ""]);
         assert_eq!(decoded.resources[0].name, "a");
-        assert_eq!(
-            decoded.resources[0].version,
-            delta.resources[0].1.to_string()
-        );
+        assert_eq!(decoded.resources[0].version, delta.resources[0].1.to_string());
         assert_eq!(decoded.resources[2].resource.as_ref().unwrap().value, [1]);
     }
 }

@@ -57,9 +57,7 @@ impl Default for Config {
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Config")
-            .field("n_workers", &self.n_workers)
-            .finish_non_exhaustive()
+        f.debug_struct("Config").field("n_workers", &self.n_workers).finish_non_exhaustive()
     }
 }
 
@@ -79,12 +77,7 @@ pub struct PushInfo {
 impl PushInfo {
     /// A push whose changes were seen just now.
     pub fn new(revision: u64, reasons: Vec<String>) -> Self {
-        PushInfo {
-            revision,
-            reasons,
-            since: Instant::now(),
-            forced: false,
-        }
+        PushInfo { revision, reasons, since: Instant::now(), forced: false }
     }
 }
 

@@ -172,9 +172,7 @@ impl Connection {
         }
         let event = self.stream.on_request(request, self.server.interner());
         if let Some(kind) = Kind::of(&request.type_url) {
-            self.admitted
-                .entry
-                .watches(kind, self.stream.watch(kind).map(Watch::watched));
+            self.admitted.entry.watches(kind, self.stream.watch(kind).map(Watch::watched));
         }
         match event {
             Event::Nothing => {}
@@ -217,10 +215,7 @@ impl Connection {
             return nack::plain(self.name(), &nack);
         }
         let is_tracing = self.is_tracing_nack.clone();
-        let (translator, proxy) = (
-            self.server.translator().clone(),
-            self.stream.proxy().clone(),
-        );
+        let (translator, proxy) = (self.server.translator().clone(), self.stream.proxy().clone());
         let connection = self.admitted.entry.connection.clone();
         // The outcome is a log line; if the translation panics there, the NACK is at least counted.
         drop(self.server.pool().run(Lane::Request, move || {
@@ -242,22 +237,10 @@ impl Connection {
     fn start_job(&mut self) -> oneshot::Receiver<Result<Done, Panicked>> {
         let since = self.waiting_since.take();
         let now = Instant::now();
-        self.set = Some(Set {
-            version: self.server.version(),
-            since,
-            started: now,
-            ready: now,
-        });
+        self.set = Some(Set { version: self.server.version(), since, started: now, ready: now });
         let job = self.stream.job();
-        let lane = if since.is_some() {
-            Lane::Push
-        } else {
-            Lane::Request
-        };
-        let (translator, deltas) = (
-            self.server.translator().clone(),
-            self.server.deltas().clone(),
-        );
+        let lane = if since.is_some() { Lane::Push } else { Lane::Request };
+        let (translator, deltas) = (self.server.translator().clone(), self.server.deltas().clone());
         let metrics = self.server.metrics().clone();
         self.server.pool().run(lane, move || {
             if since.is_some() {
@@ -285,24 +268,16 @@ impl Connection {
             set.ready = Instant::now();
         }
         self.stream.finish(done);
-        self.admitted
-            .entry
-            .served(self.stream.proxy(), self.stream.served());
+        self.admitted.entry.served(self.stream.proxy(), self.stream.served());
         self.converge();
         Ok(())
     }
 
     /// The next response, as the transport takes it.
     fn next(&mut self) -> Option<Outgoing> {
-        let version = self
-            .set
-            .as_ref()
-            .map(|set| set.version.clone())
-            .unwrap_or_default();
+        let version = self.set.as_ref().map(|set| set.version.clone()).unwrap_or_default();
         self.n_sent += 1;
-        let nonce = self
-            .server
-            .nonce(&version, self.admitted.number, self.n_sent);
+        let nonce = self.server.nonce(&version, self.admitted.number, self.n_sent);
         let reply = self.stream.next(&nonce)?;
         let (kind, report) = (reply.kind, self.report(&reply));
         let outgoing = Outgoing {
@@ -311,26 +286,17 @@ impl Connection {
             version,
             nonce,
             resources: reply.resources,
-            removed: if self.protocol == Protocol::Delta {
-                reply.removed
-            } else {
-                Vec::new()
-            },
+            removed: if self.protocol == Protocol::Delta { reply.removed } else { Vec::new() },
         };
         self.admitted.entry.update(kind, |status| {
             status.sent_nonce.clone_from(&outgoing.nonce);
-            outgoing
-                .version
-                .as_ref()
-                .clone_into(&mut status.sent_version);
+            outgoing.version.as_ref().clone_into(&mut status.sent_version);
             status.sent_at = Some(SystemTime::now());
             status.n_sent += 1;
         });
         if let Some(set) = &mut self.set {
             let (took, waited) = (set.started.elapsed(), set.ready.elapsed());
-            self.server
-                .metrics()
-                .sent(kind, outgoing.body_len(), took, waited);
+            self.server.metrics().sent(kind, outgoing.body_len(), took, waited);
             set.ready = Instant::now();
         }
         if let (Some(report), Some(on_push)) = (report, self.server.on_push()) {
@@ -354,15 +320,8 @@ impl Connection {
         self.server.on_push()?;
         let text = |name: &ResourceName| name.as_str().to_owned();
         let changed = match &reply.changed {
-            Some(changed) => changed
-                .iter()
-                .map(|resource| text(&resource.name))
-                .collect(),
-            None => reply
-                .resources
-                .iter()
-                .map(|(resource, _)| text(&resource.name))
-                .collect(),
+            Some(changed) => changed.iter().map(|resource| text(&resource.name)).collect(),
+            None => reply.resources.iter().map(|(resource, _)| text(&resource.name)).collect(),
         };
         Some(PushReport {
             proxy: self.stream.proxy().clone(),
@@ -371,11 +330,7 @@ impl Connection {
             changed,
             removed: reply.removed.iter().map(text).collect(),
             n_resources: reply.resources.len(),
-            bytes: reply
-                .resources
-                .iter()
-                .map(|(resource, _)| resource.body.len())
-                .sum(),
+            bytes: reply.resources.iter().map(|(resource, _)| resource.body.len()).sum(),
             revision: self.stream.served().unwrap_or_default(),
         })
     }

@@ -18,10 +18,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Config {
-            after: Duration::from_millis(100),
-            max: Duration::from_secs(10),
-        }
+        Config { after: Duration::from_millis(100), max: Duration::from_secs(10) }
     }
 }
 
@@ -59,10 +56,7 @@ struct Pending<T> {
 impl<T> Debouncer<T> {
     /// Nothing is pending.
     pub fn new(config: Config) -> Self {
-        Debouncer {
-            config,
-            pending: None,
-        }
+        Debouncer { config, pending: None }
     }
 
     /// Takes in a change; `merge` adds it to those that wait.
@@ -73,14 +67,7 @@ impl<T> Debouncer<T> {
                 pending.n_events += 1;
                 pending.last = now;
             }
-            none => {
-                *none = Some(Pending {
-                    changes: change,
-                    n_events: 1,
-                    first: now,
-                    last: now,
-                })
-            }
+            none => *none = Some(Pending { changes: change, n_events: 1, first: now, last: now }),
         }
     }
 
@@ -101,18 +88,8 @@ impl<T> Debouncer<T> {
 
     /// The changes that wait, due or not.
     pub fn take(&mut self, now: Instant) -> Option<Batch<T>> {
-        let Pending {
-            changes,
-            n_events,
-            first,
-            ..
-        } = self.pending.take()?;
-        Some(Batch {
-            changes,
-            n_events,
-            since: first,
-            waited: now.saturating_duration_since(first),
-        })
+        let Pending { changes, n_events, first, .. } = self.pending.take()?;
+        Some(Batch { changes, n_events, since: first, waited: now.saturating_duration_since(first) })
     }
 }
 
@@ -139,11 +116,7 @@ pub async fn run<T, F: Future<Output = ()>>(
             debouncer.event(Instant::now(), change, &mut merge);
         }
         let now = Instant::now();
-        let batch = if is_open {
-            debouncer.take_due(now)
-        } else {
-            debouncer.take(now)
-        };
+        let batch = if is_open { debouncer.take_due(now) } else { debouncer.take(now) };
         let Some(batch) = batch else {
             is_open = wait(&mut debouncer, &mut changes_rx, &mut merge).await;
             continue;
@@ -188,8 +161,7 @@ async fn wait<T>(
 
 /// A time that cannot be represented is as good as a year.
 fn saturating_add(at: Instant, by: Duration) -> Instant {
-    at.checked_add(by)
-        .unwrap_or_else(|| at + Duration::from_secs(365 * 24 * 3600))
+    at.checked_add(by).unwrap_or_else(|| at + Duration::from_secs(365 * 24 * 3600))
 }
 
 #[cfg(test)]
@@ -207,29 +179,20 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn quiet_time_decides() {
-        let mut debouncer = Debouncer::new(Config {
-            after: MS(100),
-            max: MS(10_000),
-        });
+        let mut debouncer = Debouncer::new(Config { after: MS(100), max: MS(10_000) });
         let start = Instant::now();
         assert_eq!(debouncer.due_at(), None);
         debouncer.event(start, vec![1], add);
         debouncer.event(start + MS(60), vec![2], add);
         assert_eq!(debouncer.take_due(start + MS(159)), None);
         let batch = debouncer.take_due(start + MS(160)).unwrap();
-        assert_eq!(
-            (batch.changes, batch.n_events, batch.waited),
-            (vec![1, 2], 2, MS(160))
-        );
+        assert_eq!((batch.changes, batch.n_events, batch.waited), (vec![1, 2], 2, MS(160)));
         assert_eq!(debouncer.due_at(), None);
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_maximum_decides_when_it_is_never_quiet() {
-        let mut debouncer = Debouncer::new(Config {
-            after: MS(100),
-            max: MS(250),
-        });
+        let mut debouncer = Debouncer::new(Config { after: MS(100), max: MS(250) });
         let start = Instant::now();
         for n in 0..5 {
             debouncer.event(start + MS(60) * n, vec![n], add);
@@ -240,10 +203,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn endless_times_do_not_overflow() {
-        let mut debouncer = Debouncer::new(Config {
-            after: Duration::MAX,
-            max: Duration::MAX,
-        });
+        let mut debouncer = Debouncer::new(Config { after: Duration::MAX, max: Duration::MAX });
         debouncer.event(Instant::now(), vec![1], add);
         assert!(debouncer.due_at().unwrap() > Instant::now());
     }
@@ -258,8 +218,7 @@ mod tests {
             let (seen, n_running) = (seen.clone(), n_running.clone());
             async move {
                 assert_eq!(n_running.replace(1), 0, "one push at a time");
-                seen.borrow_mut()
-                    .push((start.elapsed().as_millis() as u64, batch.changes));
+                seen.borrow_mut().push((start.elapsed().as_millis() as u64, batch.changes));
                 tokio::time::sleep(cost).await;
                 n_running.set(0);
             }
@@ -279,62 +238,36 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_burst_is_one_push() {
-        let config = Config {
-            after: MS(100),
-            max: MS(10_000),
-        };
+        let config = Config { after: MS(100), max: MS(10_000) };
         let seen = pushes(config, &[0, 10, 20, 500], MS(0)).await;
         assert_eq!(seen, [(120, vec![0, 1, 2]), (600, vec![3])]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn zero_pushes_at_once_and_loses_nothing() {
-        let config = Config {
-            after: MS(0),
-            max: MS(0),
-        };
+        let config = Config { after: MS(0), max: MS(0) };
         let seen = pushes(config, &[0, 0, 5, 9, 9], MS(0)).await;
-        let all: Vec<u32> = seen
-            .iter()
-            .flat_map(|(_, changes)| changes.clone())
-            .collect();
+        let all: Vec<u32> = seen.iter().flat_map(|(_, changes)| changes.clone()).collect();
         assert_eq!(all, [0, 1, 2, 3, 4]);
-        assert!(
-            seen.iter()
-                .map(|(at, _)| *at)
-                .all(|at| [0, 5, 9].contains(&at)),
-            "{seen:?}"
-        );
+        assert!(seen.iter().map(|(at, _)| *at).all(|at| [0, 5, 9].contains(&at)), "{seen:?}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn zero_after_with_a_maximum_is_zero() {
-        let config = Config {
-            after: MS(0),
-            max: MS(10_000),
-        };
-        assert_eq!(
-            pushes(config, &[3, 7], MS(0)).await,
-            [(3, vec![0]), (7, vec![1])]
-        );
+        let config = Config { after: MS(0), max: MS(10_000) };
+        assert_eq!(pushes(config, &[3, 7], MS(0)).await, [(3, vec![0]), (7, vec![1])]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn changes_during_a_push_are_merged_into_the_next() {
-        let config = Config {
-            after: MS(0),
-            max: MS(0),
-        };
+        let config = Config { after: MS(0), max: MS(0) };
         let seen = pushes(config, &[0, 10, 20, 30], MS(100)).await;
         assert_eq!(seen, [(0, vec![0]), (100, vec![1, 2, 3])]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_push_waits_for_quiet_after_a_long_push() {
-        let config = Config {
-            after: MS(100),
-            max: MS(10_000),
-        };
+        let config = Config { after: MS(100), max: MS(10_000) };
         let seen = pushes(config, &[0, 290], MS(200)).await;
         assert_eq!(seen, [(100, vec![0]), (390, vec![1])]);
     }
@@ -346,10 +279,7 @@ mod tests {
         tx.send(vec![2]).unwrap();
         drop(tx);
         let seen = RefCell::new(Vec::new());
-        let config = Config {
-            after: MS(1_000_000),
-            max: MS(1_000_000),
-        };
+        let config = Config { after: MS(1_000_000), max: MS(1_000_000) };
         run(config, rx, add, |batch| {
             seen.borrow_mut().push(batch.changes);
             std::future::ready(())

@@ -27,20 +27,13 @@ type Entry = Arc<OnceLock<Arc<Delta>>>;
 
 impl DeltaCache {
     pub(crate) fn new(max_weight: usize) -> Self {
-        DeltaCache {
-            table: Mutex::default(),
-            max_weight,
-            nothing: Arc::default(),
-        }
+        DeltaCache { table: Mutex::default(), max_weight, nothing: Arc::default() }
     }
 
     /// What has to be sent to go from `old` to `new`; from nothing when `old` is unset.
     pub(crate) fn between(&self, old: Option<&Arc<View>>, new: &Arc<View>) -> Arc<Delta> {
         let Some(old) = old else {
-            return Arc::new(Delta {
-                changed: new.resources.clone(),
-                removed: Vec::new(),
-            });
+            return Arc::new(Delta { changed: new.resources.clone(), removed: Vec::new() });
         };
         if Arc::ptr_eq(old, new) || old.fingerprint == new.fingerprint {
             return self.nothing.clone();
@@ -82,17 +75,9 @@ mod tests {
     fn view(id: u64, entries: &[(&str, &str)]) -> Arc<View> {
         let resource = |(name, body): &(&str, &str)| {
             let body = Rope::from_bytes(body.as_bytes().to_vec());
-            Arc::new(Resource {
-                name: (*name).into(),
-                version: body.fingerprint(),
-                body,
-            })
+            Arc::new(Resource { name: (*name).into(), version: body.fingerprint(), body })
         };
-        Arc::new(View {
-            id,
-            resources: entries.iter().map(resource).collect(),
-            fingerprint: Fingerprint(id.into()),
-        })
+        Arc::new(View { id, resources: entries.iter().map(resource).collect(), fingerprint: Fingerprint(id.into()) })
     }
 
     #[test]

@@ -78,20 +78,9 @@ impl Job {
         loop {
             let before = translator.revision();
             let is_full = self.is_full || self.served != Some(before);
-            let proxy = if is_full {
-                refresh(translator, &self.proxy)
-            } else {
-                self.proxy.clone()
-            };
-            let types: Vec<&TypeJob> = self
-                .types
-                .iter()
-                .filter(|t| is_full || self.is_wanted(t))
-                .collect();
-            let wanted: Vec<_> = types
-                .iter()
-                .map(|t| (t.kind.url().clone(), t.watched.clone()))
-                .collect();
+            let proxy = if is_full { refresh(translator, &self.proxy) } else { self.proxy.clone() };
+            let types: Vec<&TypeJob> = self.types.iter().filter(|t| is_full || self.is_wanted(t)).collect();
+            let wanted: Vec<_> = types.iter().map(|t| (t.kind.url().clone(), t.watched.clone())).collect();
             let held: Vec<_> = types.iter().map(|t| t.sent.clone()).collect();
             let (revision, views) = translator.views(&proxy, &wanted, &held);
             // The proxy, and types that were left out, are of the snapshot before; so is what the client has, then.
@@ -100,12 +89,7 @@ impl Job {
                 continue;
             }
             let replies = self.replies(&types, &views, deltas);
-            return Done {
-                revision: revision.min(before),
-                proxy,
-                replies,
-                started,
-            };
+            return Done { revision: revision.min(before), proxy, replies, started };
         }
     }
 
@@ -118,36 +102,18 @@ impl Job {
     fn replies(&self, types: &[&TypeJob], views: &[Arc<View>], deltas: &DeltaCache) -> Vec<Reply> {
         let mut replies: Vec<Reply> = Vec::with_capacity(types.len());
         // Clusters that were not translated now are those that the client has.
-        let clusters = self
-            .types
-            .iter()
-            .find(|t| t.kind == Kind::CLUSTER)
-            .and_then(|t| t.sent.clone());
-        let mut warming = Warming {
-            clusters,
-            names: Vec::new(),
-        };
+        let clusters = self.types.iter().find(|t| t.kind == Kind::CLUSTER).and_then(|t| t.sent.clone());
+        let mut warming = Warming { clusters, names: Vec::new() };
         for (t, view) in types.iter().zip(views) {
             let reply = reply(self.protocol, t, view, &warming, deltas);
             if t.kind == Kind::CLUSTER {
                 warming.clusters = Some(view.clone());
                 // A client that asked for the state of all clusters asks for the endpoints itself, if it waits.
                 let asks_itself = self.protocol == Protocol::Sotw && t.due.everything;
-                if false {
-                    let changed = reply
-                        .changed
-                        .iter()
-                        .flatten()
-                        .map(|resource| resource.name.clone());
-                    let sent = reply
-                        .resources
-                        .iter()
-                        .map(|(resource, _)| resource.name.clone());
-                    warming.names = if reply.changed.is_some() {
-                        changed.collect()
-                    } else {
-                        sent.collect()
-                    };
+                if reply.is_sent && !asks_itself {
+                    let changed = reply.changed.iter().flatten().map(|resource| resource.name.clone());
+                    let sent = reply.resources.iter().map(|(resource, _)| resource.name.clone());
+                    warming.names = if reply.changed.is_some() { changed.collect() } else { sent.collect() };
                 }
             }
             replies.push(reply);
@@ -166,24 +132,11 @@ struct Warming {
 
 fn refresh(translator: &dyn Translator, proxy: &Arc<Proxy>) -> Arc<Proxy> {
     let now = translator.admit(Proxy::clone(proxy));
-    if now == **proxy {
-        proxy.clone()
-    } else {
-        Arc::new(now)
-    }
+    if now == **proxy { proxy.clone() } else { Arc::new(now) }
 }
 
-fn reply(
-    protocol: Protocol,
-    t: &TypeJob,
-    view: &Arc<View>,
-    warming: &Warming,
-    deltas: &DeltaCache,
-) -> Reply {
-    let clusters = warming
-        .clusters
-        .as_deref()
-        .filter(|_| t.kind == Kind::ENDPOINT);
+fn reply(protocol: Protocol, t: &TypeJob, view: &Arc<View>, warming: &Warming, deltas: &DeltaCache) -> Reply {
+    let clusters = warming.clusters.as_deref().filter(|_| t.kind == Kind::ENDPOINT);
     let version = |resource: &Resource| wire_version(resource, clusters);
 
     let (mut changed, mut removed, mut mends) = difference(t, view, &version, deltas);
@@ -192,19 +145,13 @@ fn reply(
     if t.due.everything {
         changed.clone_from(&view.resources);
     }
-    let warmed = if t.kind == Kind::ENDPOINT {
-        warming.names.as_slice()
-    } else {
-        &[]
-    };
+    let warmed = if t.kind == Kind::ENDPOINT { warming.names.as_slice() } else { &[] };
     let extra: BTreeSet<&ResourceName> = t.due.names.iter().chain(warmed).collect();
     if !extra.is_empty() && !t.due.everything {
         let n_changed = changed.len();
         for name in extra {
             if let Some(resource) = view.get(name.as_str())
-                && changed[..n_changed]
-                    .binary_search_by(|c| c.name.cmp(name))
-                    .is_err()
+                && changed[..n_changed].binary_search_by(|c| c.name.cmp(name)).is_err()
             {
                 changed.push(resource.clone());
             }
@@ -212,13 +159,7 @@ fn reply(
         changed.sort_by(|a, b| a.name.cmp(&b.name));
     }
     // Asked for, and it does not exist.
-    removed.extend(
-        t.due
-            .names
-            .iter()
-            .filter(|name| view.get(name.as_str()).is_none())
-            .cloned(),
-    );
+    removed.extend(t.due.names.iter().filter(|name| view.get(name.as_str()).is_none()).cloned());
     removed.sort();
     removed.dedup();
     if let Watched::Names(names) = &t.watched {
@@ -240,15 +181,7 @@ fn reply(
         let version = version(&resource);
         (resource, version)
     });
-    Reply {
-        kind: t.kind,
-        view: view.clone(),
-        is_sent,
-        mends,
-        resources: resources.collect(),
-        changed,
-        removed,
-    }
+    Reply { kind: t.kind, view: view.clone(), is_sent, mends, resources: resources.collect(), changed, removed }
 }
 
 /// What differs from what the client has, sorted by name; and whether that is all that a rejection may have lost.
@@ -259,23 +192,15 @@ fn difference(
     deltas: &DeltaCache,
 ) -> (Vec<Arc<Resource>>, Vec<ResourceName>, bool) {
     if let Some(known) = &t.known {
-        let is_other =
-            |resource: &&Arc<Resource>| known.get(&resource.name) != Some(&version(resource));
+        let is_other = |resource: &&Arc<Resource>| known.get(&resource.name) != Some(&version(resource));
         let changed = view.resources.iter().filter(is_other).cloned().collect();
-        let removed = known
-            .keys()
-            .filter(|name| view.get(name.as_str()).is_none())
-            .cloned()
-            .collect();
+        let removed = known.keys().filter(|name| view.get(name.as_str()).is_none()).cloned().collect();
         return (changed, removed, false);
     }
     let delta = deltas.between(t.sent.as_ref(), view);
     // Of a rejected response Envoy may have taken some resources and not others. Once a push has something new, all of it
     // is said again; before that, and in answers to requests, it would only be rejected again.
-    let is_new = t
-        .sent
-        .as_ref()
-        .is_none_or(|sent| sent.fingerprint != view.fingerprint);
+    let is_new = t.sent.as_ref().is_none_or(|sent| sent.fingerprint != view.fingerprint);
     if !t.is_rejected || !is_new || t.due.answer {
         return (delta.changed.clone(), delta.removed.clone(), false);
     }
@@ -283,11 +208,7 @@ fn difference(
     let mut changed = [&delta.changed[..], &earlier.changed[..]].concat();
     changed.sort_by(|a, b| a.name.cmp(&b.name));
     changed.dedup_by(|a, b| a.name == b.name);
-    (
-        changed,
-        [&delta.removed[..], &earlier.removed[..]].concat(),
-        true,
-    )
+    (changed, [&delta.removed[..], &earlier.removed[..]].concat(), true)
 }
 
 /// The version that the delta protocol shows: the hash of the resource, for endpoints together with that of their cluster.
@@ -297,10 +218,9 @@ fn difference(
 /// only which versions it has.
 fn wire_version(resource: &Resource, clusters: Option<&View>) -> Fingerprint {
     match clusters.and_then(|clusters| clusters.get(resource.name.as_str())) {
-        Some(cluster) => Fingerprint::of_parts([
-            resource.version.to_bytes().as_slice(),
-            cluster.version.to_bytes().as_slice(),
-        ]),
+        Some(cluster) => {
+            Fingerprint::of_parts([resource.version.to_bytes().as_slice(), cluster.version.to_bytes().as_slice()])
+        }
         None => resource.version,
     }
 }

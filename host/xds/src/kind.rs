@@ -12,12 +12,7 @@ pub(crate) struct Kind(usize);
 /// How many there are.
 pub(crate) const N_KINDS: usize = type_urls::PUSH_ORDER.len();
 
-static URLS: LazyLock<Vec<TypeUrl>> = LazyLock::new(|| {
-    type_urls::PUSH_ORDER
-        .iter()
-        .map(|&url| url.into())
-        .collect()
-});
+static URLS: LazyLock<Vec<TypeUrl>> = LazyLock::new(|| type_urls::PUSH_ORDER.iter().map(|&url| url.into()).collect());
 
 impl Kind {
     pub(crate) const CLUSTER: Kind = Kind::at(type_urls::CLUSTER);
@@ -26,10 +21,7 @@ impl Kind {
 
     /// The type of a URL; `None` for one that is not served.
     pub(crate) fn of(type_url: &str) -> Option<Kind> {
-        type_urls::PUSH_ORDER
-            .iter()
-            .position(|&known| known == type_url)
-            .map(Kind)
+        type_urls::PUSH_ORDER.iter().position(|&known| known == type_url).map(Kind)
     }
 
     /// All types in push order.

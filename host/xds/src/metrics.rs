@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
 use crate::kind::Kind;
@@ -82,11 +81,7 @@ impl Metrics {
     pub fn unregistered() -> Metrics {
         Metrics {
             connected: Connected {
-                gauge: gauges(
-                    "pilot_xds",
-                    "Number of endpoints connected to this server using xDS.",
-                    "version",
-                ),
+                gauge: gauges("pilot_xds", "Number of endpoints connected to this server using xDS.", "version"),
                 versions: Arc::default(),
             },
             pushes: counters("pilot_xds_pushes", "Responses sent, by type.", "type"),
@@ -107,24 +102,13 @@ impl Metrics {
                 "type",
                 &SIZE_BYTES,
             ),
-            rejects: counters(
-                "pilot_total_xds_rejects",
-                "Responses rejected by proxies, by type.",
-                "type",
-            ),
-            expired_nonce: counters(
-                "pilot_xds_expired_nonce",
-                "Requests with an expired nonce, by type.",
-                "type",
-            ),
+            rejects: counters("pilot_total_xds_rejects", "Responses rejected by proxies, by type.", "type"),
+            expired_nonce: counters("pilot_xds_expired_nonce", "Requests with an expired nonce, by type.", "type"),
             internal_errors: known(IntCounter::new(
                 "pilot_total_xds_internal_errors",
                 "Internal errors: translations that panicked.",
             )),
-            recv_max: known(IntGauge::new(
-                "pilot_xds_recv_max",
-                "The largest request so far, in bytes.",
-            )),
+            recv_max: known(IntGauge::new("pilot_xds_recv_max", "The largest request so far, in bytes.")),
             queue_time: histogram(
                 "pilot_proxy_queue_time",
                 "Seconds that a proxy waited in the push queue.",
@@ -140,11 +124,7 @@ impl Metrics {
                 "Seconds from the first change until the push of a merged set of changes.",
                 &PUSH_SECONDS,
             ),
-            triggers: counters(
-                "pilot_push_triggers",
-                "Pushes, by what triggered them.",
-                "type",
-            ),
+            triggers: counters("pilot_push_triggers", "Pushes, by what triggered them.", "type"),
         }
     }
 
@@ -155,19 +135,13 @@ impl Metrics {
 
     pub(crate) fn sent(&self, kind: Kind, bytes: usize, took: Duration, waited: Duration) {
         self.pushes.with_label_values(&[kind.short()]).inc();
-        self.push_time
-            .with_label_values(&[kind.short()])
-            .observe(took.as_secs_f64());
-        self.config_size
-            .with_label_values(&[kind.url().as_str()])
-            .observe(bytes as f64);
+        self.push_time.with_label_values(&[kind.short()]).observe(took.as_secs_f64());
+        self.config_size.with_label_values(&[kind.url().as_str()]).observe(bytes as f64);
         self.send_time.observe(waited.as_secs_f64());
     }
 
     pub(crate) fn rejected(&self, kind: Option<Kind>) {
-        self.rejects
-            .with_label_values(&[kind.map_or("unknown", Kind::short)])
-            .inc();
+        self.rejects.with_label_values(&[kind.map_or("unknown", Kind::short)]).inc();
     }
 
     pub(crate) fn expired_nonce(&self, kind: Kind) {
@@ -212,16 +186,9 @@ impl Connected {
     /// Counts a proxy in; returns the label that it was counted under.
     pub(crate) fn add(&self, version: &str) -> String {
         let mut versions = self.versions.lock();
-        let is_sane = version.len() <= 40
-            && version
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"._-+".contains(&b));
+        let is_sane = version.len() <= 40 && version.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-+".contains(&b));
         let is_new = !versions.contains_key(version);
-        let label = if !is_sane || (is_new && versions.len() >= MAX_VERSIONS) {
-            "other"
-        } else {
-            version
-        };
+        let label = if !is_sane || (is_new && versions.len() >= MAX_VERSIONS) { "other" } else { version };
         *versions.entry(label.to_owned()).or_default() += 1;
         self.gauge.with_label_values(&[label]).inc();
         label.to_owned()
@@ -251,16 +218,11 @@ fn gauges(name: &str, help: &str, label: &str) -> IntGaugeVec {
 }
 
 fn histogram(name: &str, help: &str, bounds: &[f64]) -> Histogram {
-    known(Histogram::with_opts(
-        HistogramOpts::new(name, help).buckets(bounds.to_vec()),
-    ))
+    known(Histogram::with_opts(HistogramOpts::new(name, help).buckets(bounds.to_vec())))
 }
 
 fn histograms(name: &str, help: &str, label: &str, bounds: &[f64]) -> HistogramVec {
-    known(HistogramVec::new(
-        HistogramOpts::new(name, help).buckets(bounds.to_vec()),
-        &[label],
-    ))
+    known(HistogramVec::new(HistogramOpts::new(name, help).buckets(bounds.to_vec()), &[label]))
 }
 
 fn known<T>(made: Result<T, prometheus::Error>) -> T {
@@ -277,15 +239,8 @@ mod tests {
         let metrics = Metrics::register(&registry).unwrap();
         metrics.sent(Kind::CLUSTER, 10, Duration::ZERO, Duration::ZERO);
         metrics.debounced(Duration::from_millis(100));
-        let names: Vec<String> = registry
-            .gather()
-            .iter()
-            .map(|family| family.name().to_owned())
-            .collect();
-        assert!(
-            names.iter().any(|name| name == "pilot_xds_pushes"),
-            "{names:?}"
-        );
+        let names: Vec<String> = registry.gather().iter().map(|family| family.name().to_owned()).collect();
+        assert!(names.iter().any(|name| name == "pilot_xds_pushes"), "{names:?}");
         assert!(Metrics::register(&registry).is_err());
     }
 

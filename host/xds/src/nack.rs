@@ -19,11 +19,7 @@ pub(crate) fn log(translator: &dyn Translator, proxy: &Proxy, connection: &str, 
     let Some(kind) = nack.kind else {
         return plain(connection, nack);
     };
-    let names = nack
-        .sent
-        .as_ref()
-        .map(|sent| named(&nack.words, sent))
-        .unwrap_or_default();
+    let names = nack.sent.as_ref().map(|sent| named(&nack.words, sent)).unwrap_or_default();
     let (mut objects, mut stages) = (BTreeSet::new(), Vec::new());
     for name in &names {
         let provenance = translator.provenance(proxy, kind.url(), name);
@@ -107,28 +103,15 @@ mod tests {
 
     fn view(names: &[&str]) -> View {
         let resource = |name: &&str| {
-            let resource = Resource {
-                name: (*name).into(),
-                version: Fingerprint(1),
-                body: Rope::default(),
-            };
+            let resource = Resource { name: (*name).into(), version: Fingerprint(1), body: Rope::default() };
             Arc::new(resource)
         };
-        View {
-            id: 1,
-            resources: names.iter().map(resource).collect(),
-            fingerprint: Fingerprint(1),
-        }
+        View { id: 1, resources: names.iter().map(resource).collect(), fingerprint: Fingerprint(1) }
     }
 
     #[test]
     fn finds_the_names_in_envoys_words() {
-        let sent = view(&[
-            "0.0.0.0_80",
-            "[::1]_80",
-            "outbound|80||a.shop",
-            "virtualInbound",
-        ]);
+        let sent = view(&["0.0.0.0_80", "[::1]_80", "outbound|80||a.shop", "virtualInbound"]);
         let cases = [
             (
                 "Error adding/updating listener(s) 0.0.0.0_80: no such filter\nvirtualInbound: bad",

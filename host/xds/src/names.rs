@@ -61,11 +61,7 @@ impl Interner {
         }
         let bucket = tables.sets.entry(hash).or_default();
         bucket.retain(|set| set.strong_count() > 0);
-        if let Some(known) = bucket
-            .iter()
-            .filter_map(Weak::upgrade)
-            .find(|known| **known == names)
-        {
+        if let Some(known) = bucket.iter().filter_map(Weak::upgrade).find(|known| **known == names) {
             return known;
         }
         let set = Arc::new(names);

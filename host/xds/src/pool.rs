@@ -60,9 +60,7 @@ impl Pool {
         let queue = Arc::new(Queue::default());
         for n in 0..n_workers {
             let queue = queue.clone();
-            let builder = thread::Builder::new()
-                .name(format!("translate-{n}"))
-                .stack_size(STACK);
+            let builder = thread::Builder::new().name(format!("translate-{n}")).stack_size(STACK);
             if let Err(error) = builder.spawn(move || work(&queue)) {
                 // With one thread less things are slower, with none they stand still, which is what the log is for.
                 tracing::error!(%error, "cannot start a translation thread");
@@ -79,8 +77,7 @@ impl Pool {
     ) -> oneshot::Receiver<Result<T, Panicked>> {
         let (result_tx, result_rx) = oneshot::channel();
         let task: Task = Box::new(move || {
-            let result =
-                catch_unwind(AssertUnwindSafe(job)).map_err(|panic| Panicked(message(&*panic)));
+            let result = catch_unwind(AssertUnwindSafe(job)).map_err(|panic| Panicked(message(&*panic)));
             // Nobody may be there any more to hear it.
             let _ = result_tx.send(result);
         });
@@ -100,10 +97,7 @@ impl Drop for Pool {
     fn drop(&mut self) {
         let mut state = self.queue.state.lock();
         state.is_closed = true;
-        let dropped = (
-            std::mem::take(&mut state.requests),
-            std::mem::take(&mut state.pushes),
-        );
+        let dropped = (std::mem::take(&mut state.requests), std::mem::take(&mut state.pushes));
         drop(state);
         drop(dropped);
         self.queue.has_work.notify_all();

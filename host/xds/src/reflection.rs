@@ -17,17 +17,11 @@ pub(crate) fn descriptors() -> Vec<u8> {
     if let Some(service) = service {
         collect(&service.parent_file(), &mut files);
     }
-    FileDescriptorSet {
-        file: files.into_values().collect(),
-    }
-    .encode_to_vec()
+    FileDescriptorSet { file: files.into_values().collect() }.encode_to_vec()
 }
 
 fn collect(file: &FileDescriptor, files: &mut BTreeMap<String, prost_types::FileDescriptorProto>) {
-    if files
-        .insert(file.name().to_owned(), file.file_descriptor_proto().clone())
-        .is_some()
-    {
+    if files.insert(file.name().to_owned(), file.file_descriptor_proto().clone()).is_some() {
         return;
     }
     for imported in file.dependencies() {
@@ -43,18 +37,9 @@ mod tests {
     fn holds_the_service_and_its_imports() {
         let set = FileDescriptorSet::decode(&*descriptors()).unwrap();
         let names: Vec<&str> = set.file.iter().map(|file| file.name()).collect();
-        assert!(
-            names.contains(&"envoy/service/discovery/v3/ads.proto"),
-            "{names:?}"
-        );
+        assert!(names.contains(&"envoy/service/discovery/v3/ads.proto"), "{names:?}");
         for file in &set.file {
-            assert!(
-                file.dependency
-                    .iter()
-                    .all(|name| names.contains(&name.as_str())),
-                "{}",
-                file.name()
-            );
+            assert!(file.dependency.iter().all(|name| names.contains(&name.as_str())), "{}", file.name());
         }
     }
 }

@@ -58,8 +58,7 @@ impl Request {
     /// True for types that show internals and so need an identity, which a plaintext stream has not.
     pub(crate) fn is_debug(&self) -> bool {
         let debug = self.type_url.strip_prefix("istio.io/debug");
-        debug.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-            || self.type_url == "istio.io/connect"
+        debug.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) || self.type_url == "istio.io/connect"
     }
 }
 
@@ -100,22 +99,12 @@ impl From<DeltaDiscoveryRequest> for Request {
 /// proxy, no IP address, metadata of the wrong JSON type.
 pub fn first_message(request: &Request) -> Result<Proxy, Status> {
     // The id is quoted, and a status travels in a header: one that is too long would look like another error.
-    let invalid =
-        |error: NodeError| Status::invalid_argument(nack::cut(&error.to_string(), MAX_MESSAGE));
-    let node = request
-        .node
-        .as_ref()
-        .filter(|node| !node.id.is_empty())
-        .ok_or_else(|| invalid(NodeError::Missing))?;
+    let invalid = |error: NodeError| Status::invalid_argument(nack::cut(&error.to_string(), MAX_MESSAGE));
+    let node = request.node.as_ref().filter(|node| !node.id.is_empty()).ok_or_else(|| invalid(NodeError::Missing))?;
     let metadata = node.metadata.as_ref().map(object).unwrap_or_default();
     check_types(&metadata)?;
     let locality = node.locality.clone().unwrap_or_default();
-    Proxy::from_node(
-        &node.id,
-        metadata,
-        [locality.region, locality.zone, locality.sub_zone],
-    )
-    .map_err(invalid)
+    Proxy::from_node(&node.id, metadata, [locality.region, locality.zone, locality.sub_zone]).map_err(invalid)
 }
 
 /// Metadata that are text where istiod reads them: it refuses a node whose value is of another JSON type.
@@ -138,15 +127,10 @@ const TEXT_MAPS: [&str; 3] = ["ANNOTATIONS", "LABELS", "STATIC_LABELS"];
 
 fn check_types(metadata: &Map<String, Value>) -> Result<(), Status> {
     let refuse = |key: &str, wanted: &str| {
-        Err(Status::invalid_argument(format!(
-            "failed to unmarshal node metadata: {key} must be {wanted}"
-        )))
+        Err(Status::invalid_argument(format!("failed to unmarshal node metadata: {key} must be {wanted}")))
     };
     for key in TEXTS {
-        if !metadata
-            .get(key)
-            .is_none_or(|value| value.is_string() || value.is_null())
-        {
+        if !metadata.get(key).is_none_or(|value| value.is_string() || value.is_null()) {
             return refuse(key, "a string");
         }
     }
@@ -154,9 +138,7 @@ fn check_types(metadata: &Map<String, Value>) -> Result<(), Status> {
         let Some(value) = metadata.get(key).filter(|value| !value.is_null()) else {
             continue;
         };
-        let texts = value
-            .as_object()
-            .is_some_and(|map| map.values().all(|v| v.is_string() || v.is_null()));
+        let texts = value.as_object().is_some_and(|map| map.values().all(|v| v.is_string() || v.is_null()));
         if !texts {
             return refuse(key, "an object of strings");
         }
@@ -165,11 +147,7 @@ fn check_types(metadata: &Map<String, Value>) -> Result<(), Status> {
 }
 
 fn object(fields: &Struct) -> Map<String, Value> {
-    fields
-        .fields
-        .iter()
-        .map(|(key, value)| (key.clone(), json(value)))
-        .collect()
+    fields.fields.iter().map(|(key, value)| (key.clone(), json(value))).collect()
 }
 
 /// As deep as the message is, which the protobuf decoder limits to 100 levels.
@@ -207,34 +185,17 @@ mod tests {
     }
 
     fn request(id: &str, metadata: &[(&str, Wire)]) -> Request {
-        let fields = metadata
-            .iter()
-            .map(|(key, kind)| ((*key).to_owned(), wire(kind.clone())))
-            .collect();
-        let locality = Locality {
-            region: "r".into(),
-            zone: "z".into(),
-            sub_zone: String::new(),
-        };
-        let node = Node {
-            id: id.into(),
-            metadata: Some(Struct { fields }),
-            locality: Some(locality),
-            ..Node::default()
-        };
-        DiscoveryRequest {
-            node: Some(node),
-            ..DiscoveryRequest::default()
-        }
-        .into()
+        let fields = metadata.iter().map(|(key, kind)| ((*key).to_owned(), wire(kind.clone()))).collect();
+        let locality = Locality { region: "r".into(), zone: "z".into(), sub_zone: String::new() };
+        let node =
+            Node { id: id.into(), metadata: Some(Struct { fields }), locality: Some(locality), ..Node::default() };
+        DiscoveryRequest { node: Some(node), ..DiscoveryRequest::default() }.into()
     }
 
     #[test]
     fn reads_the_node() {
         let text = |text: &str| Wire::StringValue(text.into());
-        let labels = Struct {
-            fields: [("app".to_owned(), wire(text("a")))].into(),
-        };
+        let labels = Struct { fields: [("app".to_owned(), wire(text("a")))].into() };
         let metadata = [
             ("NAMESPACE", text("other")),
             ("LABELS", Wire::StructValue(labels)),
@@ -243,10 +204,7 @@ mod tests {
             ("BAD", Wire::NumberValue(f64::NAN)),
         ];
         let proxy = first_message(&request(ID, &metadata)).unwrap();
-        assert_eq!(
-            (&*proxy.namespace, &*proxy.id, &*proxy.proxy_type),
-            ("other", "a-1.shop", "sidecar")
-        );
+        assert_eq!((&*proxy.namespace, &*proxy.id, &*proxy.proxy_type), ("other", "a-1.shop", "sidecar"));
         assert_eq!(proxy.labels["app"], "a");
         assert_eq!(proxy.node_locality, ["r", "z", ""]);
         assert_eq!(proxy.metadata_text("PORT").unwrap(), "8080");
@@ -261,33 +219,17 @@ mod tests {
         let cases = [
             (none, "missing node information"),
             (request("", &[]), "missing node information"),
-            (
-                request("sidecar~10.0.0.1~a.shop", &[]),
-                "missing parts in the service node",
-            ),
+            (request("sidecar~10.0.0.1~a.shop", &[]), "missing parts in the service node"),
             (request("foo~10.0.0.1~a.shop~d", &[]), "invalid node type"),
-            (
-                request("sidecar~banana~a.shop~d", &[]),
-                "no valid IP address",
-            ),
+            (request("sidecar~banana~a.shop~d", &[]), "no valid IP address"),
             (request("sidecar~~a.shop~d", &[]), "no valid IP address"),
-            (
-                request(ID, &[("LABELS", text("x"))]),
-                "failed to unmarshal node metadata",
-            ),
-            (
-                request(ID, &[("NAMESPACE", Wire::BoolValue(true))]),
-                "failed to unmarshal node metadata",
-            ),
+            (request(ID, &[("LABELS", text("x"))]), "failed to unmarshal node metadata"),
+            (request(ID, &[("NAMESPACE", Wire::BoolValue(true))]), "failed to unmarshal node metadata"),
         ];
         for (request, words) in cases {
             let status = first_message(&request).unwrap_err();
             assert_eq!(status.code(), tonic::Code::InvalidArgument);
-            assert!(
-                status.message().contains(words),
-                "{} should say {words}",
-                status.message()
-            );
+            assert!(status.message().contains(words), "{} should say {words}", status.message());
         }
     }
 
@@ -316,18 +258,9 @@ mod tests {
 
     #[test]
     fn debug_types_are_told_apart() {
-        let is_debug = |url: &str| {
-            Request::from(DiscoveryRequest {
-                type_url: url.into(),
-                ..Default::default()
-            })
-            .is_debug()
-        };
-        assert!(
-            is_debug("istio.io/debug")
-                && is_debug("istio.io/debug/syncz")
-                && is_debug("istio.io/connect")
-        );
+        let is_debug =
+            |url: &str| Request::from(DiscoveryRequest { type_url: url.into(), ..Default::default() }).is_debug();
+        assert!(is_debug("istio.io/debug") && is_debug("istio.io/debug/syncz") && is_debug("istio.io/connect"));
         assert!(!is_debug("istio.io/debugging") && !is_debug(""));
     }
 }

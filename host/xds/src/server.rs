@@ -113,20 +113,13 @@ impl Server {
             // The standard library's way to a random number.
             process: RandomState::new().hash_one(SystemTime::now()),
         };
-        Server {
-            shared: Arc::new(shared),
-        }
+        Server { shared: Arc::new(shared) }
     }
 
     /// Tells all streams that a new snapshot is committed. Returns at once; streams that are busy or slow see only the
     /// newest of the pushes that they missed.
     pub fn notify(&self, push: PushInfo) {
-        let PushInfo {
-            revision,
-            reasons,
-            since,
-            forced,
-        } = push;
+        let PushInfo { revision, reasons, since, forced } = push;
         self.shared.metrics.triggered(&reasons);
         self.shared.pushes_tx.send_modify(|newest| {
             newest.counter += 1;
@@ -159,21 +152,15 @@ impl Server {
             .http2_keepalive_interval(Some(transport.keepalive_interval))
             .http2_keepalive_timeout(Some(transport.keepalive_timeout));
         if let Some(age) = transport.max_connection_age {
-            builder = builder
-                .max_connection_age(age)
-                .max_connection_age_grace(transport.max_connection_age_grace);
+            builder = builder.max_connection_age(age).max_connection_age_grace(transport.max_connection_age_grace);
         }
         let descriptors = reflection::descriptors();
-        let reflect = || {
-            tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(&descriptors)
-        };
+        let reflect =
+            || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(&descriptors);
         let (v1, v1alpha) = (reflect().build_v1(), reflect().build_v1alpha());
         let router = builder.add_service(self.service());
         // Both are made from the descriptors of this binary; without them everything else still works.
-        let router = router
-            .add_optional_service(v1.ok())
-            .add_optional_service(v1alpha.ok());
+        let router = router.add_optional_service(v1.ok()).add_optional_service(v1alpha.ok());
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let mut stop = self.stop_rx();
         let serving = router.serve_with_incoming_shutdown(incoming, async move {
@@ -245,39 +232,24 @@ impl Server {
 
     /// A nonce that no other response has, of whatever stream or replica. It begins with the version, like istiod's.
     pub(crate) fn nonce(&self, version: &str, connection: u64, number: u64) -> String {
-        format!(
-            "{version}-{:016x}-{connection:x}-{number:x}",
-            self.shared.process
-        )
+        format!("{version}-{:016x}-{connection:x}-{number:x}", self.shared.process)
     }
 
     /// Takes a proxy into the registry.
-    pub(crate) fn admit(
-        &self,
-        protocol: Protocol,
-        address: Option<String>,
-        proxy: Proxy,
-    ) -> Admitted {
+    pub(crate) fn admit(&self, protocol: Protocol, address: Option<String>, proxy: Proxy) -> Admitted {
         let number = self.shared.n_connections.fetch_add(1, Ordering::Relaxed) + 1;
         let connection: Arc<str> = format!("{}-{number}", proxy.id).into();
         let version = proxy.metadata_text("ISTIO_VERSION").unwrap_or_default();
         let entry = Arc::new(Entry::new(connection, protocol, address, Arc::new(proxy)));
         self.shared.connections.lock().insert(number, entry.clone());
         let version_label = self.shared.metrics.connected.add(&version);
-        Admitted {
-            server: self.clone(),
-            number,
-            entry,
-            version_label,
-        }
+        Admitted { server: self.clone(), number, entry, version_label }
     }
 }
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server")
-            .field("n_connected", &self.shared.connections.lock().len())
-            .finish_non_exhaustive()
+        f.debug_struct("Server").field("n_connected", &self.shared.connections.lock().len()).finish_non_exhaustive()
     }
 }
 
@@ -297,11 +269,7 @@ impl Drop for Admitted {
         tracing::info!(proxy = &*self.entry.connection, "disconnected");
         let (translator, proxy) = (shared.translator.clone(), self.entry.proxy());
         // Nobody waits for it; a panic in it is nobody's either.
-        drop(
-            shared
-                .pool
-                .run(Lane::Request, move || translator.forget(&proxy)),
-        );
+        drop(shared.pool.run(Lane::Request, move || translator.forget(&proxy)));
     }
 }
 
@@ -321,9 +289,6 @@ mod tests {
         let version = version(12);
         let (time, counter) = version.split_once('/').unwrap();
         assert_eq!(counter, "12");
-        assert_eq!(
-            (time.len(), time.ends_with('Z')),
-            ("2026-11-21T06:31:32Z".len(), true)
-        );
+        assert_eq!((time.len(), time.ends_with('Z')), ("2026-11-21T06:31:32Z".len(), true));
     }
 }

@@ -19,10 +19,8 @@ use crate::server::Server;
 
 /// The service's name in URLs and in reflection.
 pub(crate) const SERVICE_NAME: &str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
-const SOTW_PATH: &str =
-    "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
-const DELTA_PATH: &str =
-    "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+const SOTW_PATH: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
+const DELTA_PATH: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 
 /// The aggregated discovery service of a server; add it to a tonic router.
 #[derive(Clone, Debug)]
@@ -33,10 +31,7 @@ pub struct AdsService {
 
 impl AdsService {
     pub(crate) fn new(server: Server, max_receive_bytes: usize) -> Self {
-        AdsService {
-            server,
-            max_receive_bytes,
-        }
+        AdsService { server, max_receive_bytes }
     }
 }
 
@@ -58,22 +53,17 @@ where
     }
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let method = |protocol| Method {
-            server: self.server.clone(),
-            protocol,
-        };
+        let method = |protocol| Method { server: self.server.clone(), protocol };
         let limit = self.max_receive_bytes;
         match request.uri().path() {
             SOTW_PATH => {
                 let method = method(Protocol::Sotw);
-                let mut grpc = Grpc::new(AdsCodec::<DiscoveryRequest>::default())
-                    .max_decoding_message_size(limit);
+                let mut grpc = Grpc::new(AdsCodec::<DiscoveryRequest>::default()).max_decoding_message_size(limit);
                 Box::pin(async move { Ok(grpc.streaming(method, request).await) })
             }
             DELTA_PATH => {
                 let method = method(Protocol::Delta);
-                let mut grpc = Grpc::new(AdsCodec::<DeltaDiscoveryRequest>::default())
-                    .max_decoding_message_size(limit);
+                let mut grpc = Grpc::new(AdsCodec::<DeltaDiscoveryRequest>::default()).max_decoding_message_size(limit);
                 Box::pin(async move { Ok(grpc.streaming(method, request).await) })
             }
             path => {
@@ -99,13 +89,7 @@ impl StreamingService<Incoming> for Method {
         let address = request.remote_addr().map(|address| address.to_string());
         // One response waits here while the transport has another: more would only grow old.
         let (responses_tx, responses_rx) = mpsc::channel(1);
-        tokio::spawn(connection::run(
-            self.server.clone(),
-            self.protocol,
-            address,
-            request.into_inner(),
-            responses_tx,
-        ));
+        tokio::spawn(connection::run(self.server.clone(), self.protocol, address, request.into_inner(), responses_tx));
         Box::pin(async move { Ok(Response::new(ReceiverStream::new(responses_rx))) })
     }
 }

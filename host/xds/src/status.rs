@@ -70,24 +70,9 @@ pub(crate) struct State {
 }
 
 impl Entry {
-    pub(crate) fn new(
-        connection: Arc<str>,
-        protocol: Protocol,
-        address: Option<String>,
-        proxy: Arc<Proxy>,
-    ) -> Self {
-        let state = Mutex::new(State {
-            proxy,
-            revision: None,
-            types: Default::default(),
-        });
-        Entry {
-            connection,
-            protocol,
-            connected_at: SystemTime::now(),
-            address,
-            state,
-        }
+    pub(crate) fn new(connection: Arc<str>, protocol: Protocol, address: Option<String>, proxy: Arc<Proxy>) -> Self {
+        let state = Mutex::new(State { proxy, revision: None, types: Default::default() });
+        Entry { connection, protocol, connected_at: SystemTime::now(), address, state }
     }
 
     /// Changes what is shown of a type.
@@ -116,8 +101,7 @@ impl Entry {
 
     pub(crate) fn status(&self) -> ProxyStatus {
         let state = self.state.lock();
-        let shown = Kind::all()
-            .filter_map(|kind| Some((kind.url().clone(), state.types[kind.index()].clone()?)));
+        let shown = Kind::all().filter_map(|kind| Some((kind.url().clone(), state.types[kind.index()].clone()?)));
         ProxyStatus {
             connection: self.connection.clone(),
             proxy: state.proxy.clone(),

@@ -113,10 +113,7 @@ impl Stream {
             Protocol::Delta => watch::apply_delta(slot, kind, request, interner),
         };
         let sent = slot.as_ref().and_then(|watch| watch.sent.clone());
-        if verdict == Verdict::Subscribed
-            && kind == Kind::CLUSTER
-            && self.protocol == Protocol::Sotw
-        {
+        if verdict == Verdict::Subscribed && kind == Kind::CLUSTER && self.protocol == Protocol::Sotw {
             // Envoy asks for the endpoints of warming clusters with what looks like an ACK. (In the delta protocol the
             // endpoints go out with the clusters: it has no such request.)
             if let Some(endpoints) = &mut self.watches[Kind::ENDPOINT.index()] {
@@ -128,9 +125,8 @@ impl Stream {
             Verdict::Expired => Event::Expired(kind),
             Verdict::Rejected => {
                 let mut rejected = rejected(request, Some(kind), sent);
-                rejected.is_repeated = error_before.is_some_and(|(nonce, words)| {
-                    nonce == request.nonce && words == rejected.words
-                });
+                rejected.is_repeated =
+                    error_before.is_some_and(|(nonce, words)| nonce == request.nonce && words == rejected.words);
                 Event::Rejected(rejected)
             }
             Verdict::Subscribed | Verdict::Spontaneous | Verdict::Unsubscribed => Event::Nothing,
@@ -232,27 +228,16 @@ impl Stream {
     }
 
     fn is_due(&self) -> bool {
-        self.has_push
-            || self
-                .watches
-                .iter()
-                .flatten()
-                .any(|watch| watch.due.is_due())
+        self.has_push || self.watches.iter().flatten().any(|watch| watch.due.is_due())
     }
 
     fn on_unserved(&mut self, request: &Request) -> Event {
         if request.error.is_some() {
             return Event::Rejected(rejected(request, None, None));
         }
-        let is_new = self.ignored.len() < MAX_IGNORED
-            && self
-                .ignored
-                .insert(nack::cut(&request.type_url, 256).to_owned());
-        if is_new {
-            Event::Unserved
-        } else {
-            Event::Nothing
-        }
+        let is_new =
+            self.ignored.len() < MAX_IGNORED && self.ignored.insert(nack::cut(&request.type_url, 256).to_owned());
+        if is_new { Event::Unserved } else { Event::Nothing }
     }
 
     /// The client has this view now, or will once it reads.
@@ -268,13 +253,7 @@ impl Stream {
 fn rejected(request: &Request, kind: Option<Kind>, sent: Option<Arc<View>>) -> Rejected {
     let (code, words) = request.error.clone().unwrap_or_default();
     let words = nack::cut(&words, nack::MAX_WORDS).to_owned();
-    Rejected {
-        kind,
-        code,
-        words,
-        is_repeated: false,
-        sent,
-    }
+    Rejected { kind, code, words, is_repeated: false, sent }
 }
 
 #[cfg(test)]

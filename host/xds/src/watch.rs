@@ -105,11 +105,7 @@ impl Watch {
 
     /// What the translation is asked for.
     pub(crate) fn watched(&self) -> Watched {
-        if self.is_wildcard {
-            Watched::Wildcard
-        } else {
-            Watched::Names(self.names.clone())
-        }
+        if self.is_wildcard { Watched::Wildcard } else { Watched::Names(self.names.clone()) }
     }
 
     /// The client took the last response.
@@ -124,23 +120,11 @@ impl Watch {
 }
 
 /// Applies a state-of-the-world request.
-pub(crate) fn apply_sotw(
-    slot: &mut Option<Watch>,
-    kind: Kind,
-    request: &Request,
-    interner: &Interner,
-) -> Verdict {
-    let is_wildcard = !kind.is_named()
-        && (request.names.is_empty() || request.names.iter().any(|name| name == "*"));
+pub(crate) fn apply_sotw(slot: &mut Option<Watch>, kind: Kind, request: &Request, interner: &Interner) -> Verdict {
+    let is_wildcard = !kind.is_named() && (request.names.is_empty() || request.names.iter().any(|name| name == "*"));
     let wanted = |is_wildcard: bool| match is_wildcard {
         true => interner.set(BTreeSet::new()),
-        false => interner.set(
-            request
-                .names
-                .iter()
-                .map(|name| interner.name(name))
-                .collect(),
-        ),
+        false => interner.set(request.names.iter().map(|name| interner.name(name)).collect()),
     };
     if request.error.is_some() {
         return match slot {
@@ -225,17 +209,10 @@ fn rename(watch: &mut Watch, names: NameSet, kind: Kind) {
 /// istiod drops changes of names that come with a NACK or with an expired nonce, and does not answer names that it takes
 /// for held; the protocol says that each change counts, and that a name subscribed to is always answered, because the
 /// client may have forgotten it.
-pub(crate) fn apply_delta(
-    slot: &mut Option<Watch>,
-    kind: Kind,
-    request: &Request,
-    interner: &Interner,
-) -> Verdict {
+pub(crate) fn apply_delta(slot: &mut Option<Watch>, kind: Kind, request: &Request, interner: &Interner) -> Verdict {
     let Some(watch) = slot else {
         if request.error.is_some() {
-            return reject_unknown(slot, request, |slot| {
-                subscribe_delta(slot, kind, request, interner)
-            });
+            return reject_unknown(slot, request, |slot| subscribe_delta(slot, kind, request, interner));
         }
         subscribe_delta(slot, kind, request, interner);
         return Verdict::Subscribed;
@@ -258,30 +235,17 @@ pub(crate) fn apply_delta(
 fn subscribe_delta(slot: &mut Option<Watch>, kind: Kind, request: &Request, interner: &Interner) {
     let star = |names: &[String]| names.iter().any(|name| name == "*");
     // A first request without names is the old form of a wildcard, except for types that have none.
-    let is_wildcard = !star(&request.unsubscribe)
-        && (star(&request.names) || (request.names.is_empty() && !kind.is_named()));
+    let is_wildcard =
+        !star(&request.unsubscribe) && (star(&request.names) || (request.names.is_empty() && !kind.is_named()));
     let known = |(name, version): (&String, &String)| (interner.name(name), parse_version(version));
-    let known: Known = request
-        .initial_versions
-        .iter()
-        .map(known)
-        .filter(|(name, _)| name.as_str() != "*")
-        .collect();
+    let known: Known = request.initial_versions.iter().map(known).filter(|(name, _)| name.as_str() != "*").collect();
 
-    let mut names: BTreeSet<ResourceName> = request
-        .names
-        .iter()
-        .filter(|name| *name != "*")
-        .map(|name| interner.name(name))
-        .collect();
+    let mut names: BTreeSet<ResourceName> =
+        request.names.iter().filter(|name| *name != "*").map(|name| interner.name(name)).collect();
     let mut watch = Watch::new(is_wildcard, interner.set(BTreeSet::new()));
     // Of what the client has only the difference is sent; the rest of what it names is answered, also when it does not
     // exist.
-    watch.due.names = names
-        .iter()
-        .filter(|name| !known.contains_key(*name))
-        .cloned()
-        .collect();
+    watch.due.names = names.iter().filter(|name| !known.contains_key(*name)).cloned().collect();
     watch.due.difference = true;
     watch.due.answer = !watch.due.names.is_empty();
     if is_wildcard && known.is_empty() {
@@ -339,20 +303,13 @@ fn reject(watch: &mut Watch, request: &Request) {
     watch.is_rejected |= !watch.nonce.is_empty();
     watch.is_mended = false;
     if let Some((_, words)) = &request.error {
-        watch.last_error = Some((
-            request.nonce.clone(),
-            nack::cut(words, nack::MAX_WORDS).to_owned(),
-        ));
+        watch.last_error = Some((request.nonce.clone(), nack::cut(words, nack::MAX_WORDS).to_owned()));
     }
 }
 
 /// A NACK of a type that this stream never sent. Without a nonce it is a client that could not say it on its last stream
 /// and now asks for the type anew; istiod ignores it, and the client would wait for ever. With a nonce it is nothing.
-fn reject_unknown(
-    slot: &mut Option<Watch>,
-    request: &Request,
-    subscribe: impl FnOnce(&mut Option<Watch>),
-) -> Verdict {
+fn reject_unknown(slot: &mut Option<Watch>, request: &Request, subscribe: impl FnOnce(&mut Option<Watch>)) -> Verdict {
     if request.nonce.is_empty() {
         subscribe(slot);
     }
@@ -362,11 +319,7 @@ fn reject_unknown(
 /// A version as it is written on the wire: 32 hexadecimal digits.
 fn parse_version(text: &str) -> Fingerprint {
     let is_ours = text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    let number = if is_ours {
-        u128::from_str_radix(text, 16).ok()
-    } else {
-        None
-    };
+    let number = if is_ours { u128::from_str_radix(text, 16).ok() } else { None };
     number.map_or(Fingerprint::NONE, Fingerprint)
 }
 

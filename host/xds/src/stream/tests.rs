@@ -5,12 +5,7 @@ use trysail_model::Fingerprint;
 use super::*;
 
 fn stream(protocol: Protocol) -> Stream {
-    let proxy = Proxy::from_node(
-        "sidecar~10.0.0.1~a.b~b.svc",
-        Default::default(),
-        Default::default(),
-    )
-    .unwrap();
+    let proxy = Proxy::from_node("sidecar~10.0.0.1~a.b~b.svc", Default::default(), Default::default()).unwrap();
     Stream::new(protocol, Arc::new(proxy))
 }
 
@@ -28,11 +23,7 @@ fn request(protocol: Protocol, kind: Kind, names: &[&str], nonce: &str) -> Reque
 }
 
 fn reply(kind: Kind, is_sent: bool) -> Reply {
-    let view = View {
-        id: 1,
-        resources: Vec::new(),
-        fingerprint: Fingerprint(1),
-    };
+    let view = View { id: 1, resources: Vec::new(), fingerprint: Fingerprint(1) };
     Reply {
         kind,
         view: Arc::new(view),
@@ -45,12 +36,7 @@ fn reply(kind: Kind, is_sent: bool) -> Reply {
 }
 
 fn done(stream: &Stream, replies: Vec<Reply>) -> Done {
-    Done {
-        revision: 1,
-        proxy: stream.proxy().clone(),
-        replies,
-        started: Instant::now(),
-    }
+    Done { revision: 1, proxy: stream.proxy().clone(), replies, started: Instant::now() }
 }
 
 #[test]
@@ -72,10 +58,7 @@ fn a_set_is_sent_before_the_next_translation() {
     assert!(stream.wants_job());
     assert!(stream.job().is_full);
     stream.finish(done(&stream, vec![reply(Kind::CLUSTER, false)]));
-    assert!(
-        !stream.wants_job() && stream.next("n2").is_none(),
-        "a thousand pushes were one"
-    );
+    assert!(!stream.wants_job() && stream.next("n2").is_none(), "a thousand pushes were one");
 }
 
 #[test]
@@ -89,10 +72,7 @@ fn a_failed_translation_is_not_tried_in_a_loop() {
     stream.on_push(false);
     assert!(stream.wants_job());
     let job = stream.job();
-    assert!(
-        job.is_full && job.types[0].due.everything,
-        "nothing was forgotten"
-    );
+    assert!(job.is_full && job.types[0].due.everything, "nothing was forgotten");
     // What comes while it fails is tried at once.
     stream.on_push(false);
     stream.fail();
@@ -103,10 +83,7 @@ fn a_failed_translation_is_not_tried_in_a_loop() {
 fn replies_of_an_unsubscribed_type_are_dropped() {
     let interner = Interner::default();
     let mut stream = stream(Protocol::Sotw);
-    stream.on_request(
-        &request(Protocol::Sotw, Kind::ENDPOINT, &["a"], ""),
-        &interner,
-    );
+    stream.on_request(&request(Protocol::Sotw, Kind::ENDPOINT, &["a"], ""), &interner);
     stream.job();
     stream.finish(done(&stream, vec![reply(Kind::ENDPOINT, true)]));
     stream.on_request(&request(Protocol::Sotw, Kind::ENDPOINT, &[], ""), &interner);
@@ -118,10 +95,7 @@ fn replies_of_an_unsubscribed_type_are_dropped() {
 fn asking_for_clusters_again_makes_endpoints_answered() {
     let interner = Interner::default();
     let mut stream = stream(Protocol::Sotw);
-    stream.on_request(
-        &request(Protocol::Sotw, Kind::ENDPOINT, &["a"], ""),
-        &interner,
-    );
+    stream.on_request(&request(Protocol::Sotw, Kind::ENDPOINT, &["a"], ""), &interner);
     stream.on_request(&request(Protocol::Sotw, Kind::CLUSTER, &[], ""), &interner);
     assert!(stream.watch(Kind::ENDPOINT).unwrap().always_respond);
 }
@@ -132,10 +106,7 @@ fn unknown_types_are_mentioned_once_and_bounded() {
     let mut stream = stream(Protocol::Delta);
     let mut odd = request(Protocol::Delta, Kind::CLUSTER, &[], "");
     odd.type_url = String::new();
-    assert!(matches!(
-        stream.on_request(&odd, &interner),
-        Event::Unserved
-    ));
+    assert!(matches!(stream.on_request(&odd, &interner), Event::Unserved));
     assert!(matches!(stream.on_request(&odd, &interner), Event::Nothing));
     for n in 0..1000 {
         odd.type_url = n.to_string();
@@ -157,15 +128,7 @@ fn a_repeated_nack_is_recognised() {
     stream.next("n1");
     let mut nack = request(Protocol::Delta, Kind::CLUSTER, &[], "n1");
     nack.error = Some((13, "bad".into()));
-    let repeated = |event| {
-        matches!(
-            event,
-            Event::Rejected(Rejected {
-                is_repeated: true,
-                ..
-            })
-        )
-    };
+    let repeated = |event| matches!(event, Event::Rejected(Rejected { is_repeated: true, .. }));
     assert!(!repeated(stream.on_request(&nack, &interner)));
     assert!(repeated(stream.on_request(&nack, &interner)));
     nack.error = Some((13, "worse".into()));

@@ -46,41 +46,15 @@ fn answered(protocol: Protocol, kind: Kind, names: &[&str]) -> (Option<Watch>, I
 fn sotw_added_names_are_due_and_removed_ones_are_not() {
     let kind = Kind::ENDPOINT;
     let (mut slot, interner) = answered(Protocol::Sotw, kind, &["a", "b"]);
-    assert_eq!(
-        apply_sotw(
-            &mut slot,
-            kind,
-            &request(Protocol::Sotw, &["a"], "n1"),
-            &interner
-        ),
-        Verdict::Acked
-    );
+    assert_eq!(apply_sotw(&mut slot, kind, &request(Protocol::Sotw, &["a"], "n1"), &interner), Verdict::Acked);
     assert!(!slot.as_ref().unwrap().due.is_due());
-    apply_sotw(
-        &mut slot,
-        kind,
-        &request(Protocol::Sotw, &["a", "c"], "n1"),
-        &interner,
-    );
+    apply_sotw(&mut slot, kind, &request(Protocol::Sotw, &["a", "c"], "n1"), &interner);
     assert_eq!(due_names(slot.as_ref().unwrap()), ["c"]);
     assert!(!slot.as_ref().unwrap().due.everything);
     // Gone again before it was answered.
-    apply_sotw(
-        &mut slot,
-        kind,
-        &request(Protocol::Sotw, &["a"], "n1"),
-        &interner,
-    );
+    apply_sotw(&mut slot, kind, &request(Protocol::Sotw, &["a"], "n1"), &interner);
     assert!(due_names(slot.as_ref().unwrap()).is_empty());
-    assert_eq!(
-        apply_sotw(
-            &mut slot,
-            kind,
-            &request(Protocol::Sotw, &[], "n1"),
-            &interner
-        ),
-        Verdict::Unsubscribed
-    );
+    assert_eq!(apply_sotw(&mut slot, kind, &request(Protocol::Sotw, &[], "n1"), &interner), Verdict::Unsubscribed);
     assert!(slot.is_none());
 }
 
@@ -88,34 +62,10 @@ fn sotw_added_names_are_due_and_removed_ones_are_not() {
 fn sotw_nonces() {
     let kind = Kind::CLUSTER;
     let (mut slot, interner) = answered(Protocol::Sotw, kind, &[]);
-    assert_eq!(
-        apply_sotw(
-            &mut slot,
-            kind,
-            &request(Protocol::Sotw, &[], "old"),
-            &interner
-        ),
-        Verdict::Expired
-    );
-    assert_eq!(
-        apply_sotw(
-            &mut slot,
-            kind,
-            &request(Protocol::Sotw, &[], "n1"),
-            &interner
-        ),
-        Verdict::Acked
-    );
+    assert_eq!(apply_sotw(&mut slot, kind, &request(Protocol::Sotw, &[], "old"), &interner), Verdict::Expired);
+    assert_eq!(apply_sotw(&mut slot, kind, &request(Protocol::Sotw, &[], "n1"), &interner), Verdict::Acked);
     assert!(!slot.as_ref().unwrap().due.is_due());
-    assert_eq!(
-        apply_sotw(
-            &mut slot,
-            kind,
-            &request(Protocol::Sotw, &[], ""),
-            &interner
-        ),
-        Verdict::Subscribed
-    );
+    assert_eq!(apply_sotw(&mut slot, kind, &request(Protocol::Sotw, &[], ""), &interner), Verdict::Subscribed);
     assert!(slot.as_ref().unwrap().due.everything);
 }
 
@@ -124,12 +74,7 @@ fn sotw_warming_answers_what_looks_like_an_ack() {
     let kind = Kind::ENDPOINT;
     let (mut slot, interner) = answered(Protocol::Sotw, kind, &["a"]);
     slot.as_mut().unwrap().always_respond = true;
-    apply_sotw(
-        &mut slot,
-        kind,
-        &request(Protocol::Sotw, &["a"], "n1"),
-        &interner,
-    );
+    apply_sotw(&mut slot, kind, &request(Protocol::Sotw, &["a"], "n1"), &interner);
     assert!(slot.as_ref().unwrap().due.everything);
     assert!(!slot.as_ref().unwrap().always_respond);
 }
@@ -158,23 +103,13 @@ fn delta_names_come_and_go() {
     let (mut slot, interner) = answered(Protocol::Delta, kind, &["a"]);
     let mut change = request(Protocol::Delta, &["a", "b"], "");
     change.unsubscribe = vec!["never".into()];
-    assert_eq!(
-        apply_delta(&mut slot, kind, &change, &interner),
-        Verdict::Spontaneous
-    );
+    assert_eq!(apply_delta(&mut slot, kind, &change, &interner), Verdict::Spontaneous);
     let watch = slot.as_mut().unwrap();
-    assert_eq!(
-        due_names(watch),
-        ["a", "b"],
-        "also a name that is held is answered"
-    );
+    assert_eq!(due_names(watch), ["a", "b"], "also a name that is held is answered");
     watch.due = Due::default();
     let mut change = request(Protocol::Delta, &[], "stale");
     change.unsubscribe = vec!["a".into()];
-    assert_eq!(
-        apply_delta(&mut slot, kind, &change, &interner),
-        Verdict::Expired
-    );
+    assert_eq!(apply_delta(&mut slot, kind, &change, &interner), Verdict::Expired);
     let watch = slot.as_mut().unwrap();
     assert_eq!(names(watch), ["b"], "the nonce is stale, the change is not");
     assert!(!watch.due.is_due());
@@ -208,10 +143,7 @@ fn delta_reconnect_counts_what_is_held_as_subscribed() {
     assert_eq!(names(&watch), ["a", "b", "new"]);
     assert_eq!(due_names(&watch), ["new"]);
     let known = watch.known.unwrap();
-    assert_eq!(
-        (known["a"], known["b"]),
-        (Fingerprint(7), Fingerprint::NONE)
-    );
+    assert_eq!((known["a"], known["b"]), (Fingerprint(7), Fingerprint::NONE));
 }
 
 #[test]
@@ -237,17 +169,11 @@ fn a_nack_of_a_type_never_sent() {
         let mut slot = None;
         let mut nack = request(Protocol::Delta, &[], nonce);
         nack.error = Some((13, "bad".into()));
-        assert_eq!(
-            apply_delta(&mut slot, Kind::CLUSTER, &nack, &Interner::default()),
-            Verdict::Rejected
-        );
+        assert_eq!(apply_delta(&mut slot, Kind::CLUSTER, &nack, &Interner::default()), Verdict::Rejected);
         assert_eq!(slot.is_some(), is_subscription);
         let mut slot = None;
         nack.protocol = Protocol::Sotw;
-        assert_eq!(
-            apply_sotw(&mut slot, Kind::CLUSTER, &nack, &Interner::default()),
-            Verdict::Rejected
-        );
+        assert_eq!(apply_sotw(&mut slot, Kind::CLUSTER, &nack, &Interner::default()), Verdict::Rejected);
         assert_eq!(slot.is_some(), is_subscription);
     }
 }

@@ -16,35 +16,23 @@ use trysail_proto::prost_types::{Struct, Value, value::Kind};
 
 use crate::fake::{Env, PATIENCE};
 
-pub use trysail_model::ids::type_urls::{
-    CLUSTER, ENDPOINT, EXTENSION, LISTENER, NAME_TABLE, ROUTE, SECRET,
-};
+pub use trysail_model::ids::type_urls::{CLUSTER, ENDPOINT, EXTENSION, LISTENER, NAME_TABLE, ROUTE, SECRET};
 
 /// The node of a sidecar of that name.
 pub fn node(name: &str) -> Node {
-    let text = |text: &str| Value {
-        kind: Some(Kind::StringValue(text.into())),
-    };
-    let fields = [
-        ("NAMESPACE".to_owned(), text("shop")),
-        ("ISTIO_VERSION".to_owned(), text("1.31.0")),
-    ];
+    let text = |text: &str| Value { kind: Some(Kind::StringValue(text.into())) };
+    let fields = [("NAMESPACE".to_owned(), text("shop")), ("ISTIO_VERSION".to_owned(), text("1.31.0"))];
     Node {
         id: format!("sidecar~10.0.0.1~{name}.shop~shop.svc.cluster.local"),
-        metadata: Some(Struct {
-            fields: fields.into(),
-        }),
+        metadata: Some(Struct { fields: fields.into() }),
         ..Node::default()
     }
 }
 
 pub async fn channel(env: &Env) -> Channel {
-    let endpoint =
-        Endpoint::from_shared(format!("http://{}", env.address)).expect("a good address");
+    let endpoint = Endpoint::from_shared(format!("http://{}", env.address)).expect("a good address");
     // The protocol's own windows; the library's are megabytes, and so slow readers would not look slow.
-    let endpoint = endpoint
-        .initial_stream_window_size(65_535)
-        .initial_connection_window_size(65_535);
+    let endpoint = endpoint.initial_stream_window_size(65_535).initial_connection_window_size(65_535);
     endpoint.connect().await.expect("connects")
 }
 
@@ -55,9 +43,7 @@ async fn client(env: &Env) -> Client {
 }
 
 async fn patient<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future)
-        .await
-        .expect("it comes")
+    tokio::time::timeout(PATIENCE, future).await.expect("it comes")
 }
 
 /// What a response held.
@@ -100,29 +86,13 @@ impl Delta {
     /// A stream of a proxy of that name; nothing is sent yet.
     pub async fn open(env: &Env, name: &str) -> Delta {
         let (tx, rx) = mpsc::channel(100);
-        let call = patient(
-            client(env)
-                .await
-                .delta_aggregated_resources(ReceiverStream::new(rx)),
-        )
-        .await;
+        let call = patient(client(env).await.delta_aggregated_resources(ReceiverStream::new(rx))).await;
         let rx = call.expect("a stream").into_inner();
-        Delta {
-            tx: Some(tx),
-            rx,
-            node: Some(node(name)),
-            nonces: HashMap::new(),
-            fences: 0,
-        }
+        Delta { tx: Some(tx), rx, node: Some(node(name)), nonces: HashMap::new(), fences: 0 }
     }
 
     pub async fn raw(&mut self, request: DeltaDiscoveryRequest) {
-        self.tx
-            .as_ref()
-            .expect("open")
-            .send(request)
-            .await
-            .expect("the stream lives");
+        self.tx.as_ref().expect("open").send(request).await.expect("the stream lives");
     }
 
     pub async fn send(&mut self, mut request: DeltaDiscoveryRequest) {
@@ -146,12 +116,7 @@ impl Delta {
     }
 
     /// Subscribes as after a reconnect, with the versions held.
-    pub async fn resume(
-        &mut self,
-        type_url: &str,
-        names: &[&str],
-        held: &BTreeMap<String, String>,
-    ) {
+    pub async fn resume(&mut self, type_url: &str, names: &[&str], held: &BTreeMap<String, String>) {
         let request = DeltaDiscoveryRequest {
             type_url: type_url.into(),
             resource_names_subscribe: names.iter().map(|name| (*name).to_owned()).collect(),
@@ -168,12 +133,8 @@ impl Delta {
 
     /// The next response or how the stream ended.
     pub async fn end_or_next(&mut self) -> Result<Got, Option<Status>> {
-        let response = patient(self.rx.message())
-            .await
-            .map_err(Some)?
-            .ok_or(None)?;
-        self.nonces
-            .insert(response.type_url.clone(), response.nonce.clone());
+        let response = patient(self.rx.message()).await.map_err(Some)?.ok_or(None)?;
+        self.nonces.insert(response.type_url.clone(), response.nonce.clone());
         let mut got = Got {
             kind: short(&response.type_url),
             removed: response.removed_resources,
@@ -184,8 +145,7 @@ impl Delta {
         for resource in response.resources {
             let body = resource.resource.expect("a body");
             assert_eq!(body.type_url, response.type_url);
-            got.resources
-                .insert(resource.name.clone(), text(&body.value));
+            got.resources.insert(resource.name.clone(), text(&body.value));
             got.versions.insert(resource.name, resource.version);
         }
         Ok(got)
@@ -199,16 +159,9 @@ impl Delta {
     }
 
     pub async fn ack(&mut self, got: &Got) {
-        let (type_url, nonce) = self
-            .nonces
-            .iter()
-            .find(|(_, nonce)| **nonce == got.nonce)
-            .expect("a nonce");
-        let request = DeltaDiscoveryRequest {
-            type_url: type_url.clone(),
-            response_nonce: nonce.clone(),
-            ..Default::default()
-        };
+        let (type_url, nonce) = self.nonces.iter().find(|(_, nonce)| **nonce == got.nonce).expect("a nonce");
+        let request =
+            DeltaDiscoveryRequest { type_url: type_url.clone(), response_nonce: nonce.clone(), ..Default::default() };
         self.send(request).await;
     }
 
@@ -228,11 +181,7 @@ impl Delta {
         let fence = format!("fence-{}", self.fences);
         self.subscribe(EXTENSION, &[&fence]).await;
         let got = self.next().await;
-        assert_eq!(
-            (got.kind.as_str(), got.resources.len()),
-            ("ecds", 0),
-            "nothing else should come: {got:?}"
-        );
+        assert_eq!((got.kind.as_str(), got.resources.len()), ("ecds", 0), "nothing else should come: {got:?}");
         self.ack(&got).await;
     }
 
@@ -254,28 +203,13 @@ pub struct Sotw {
 impl Sotw {
     pub async fn open(env: &Env, name: &str) -> Sotw {
         let (tx, rx) = mpsc::channel(100);
-        let call = patient(
-            client(env)
-                .await
-                .stream_aggregated_resources(ReceiverStream::new(rx)),
-        )
-        .await;
+        let call = patient(client(env).await.stream_aggregated_resources(ReceiverStream::new(rx))).await;
         let rx = call.expect("a stream").into_inner();
-        Sotw {
-            tx: Some(tx),
-            rx,
-            node: Some(node(name)),
-            held: HashMap::new(),
-        }
+        Sotw { tx: Some(tx), rx, node: Some(node(name)), held: HashMap::new() }
     }
 
     pub async fn raw(&mut self, request: DiscoveryRequest) {
-        self.tx
-            .as_ref()
-            .expect("open")
-            .send(request)
-            .await
-            .expect("the stream lives");
+        self.tx.as_ref().expect("open").send(request).await.expect("the stream lives");
     }
 
     pub async fn send(&mut self, mut request: DiscoveryRequest) {
@@ -286,8 +220,7 @@ impl Sotw {
     /// A request with names and nonce as given.
     pub async fn ask(&mut self, type_url: &str, names: &[&str], nonce: &str) {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        self.held
-            .insert(type_url.into(), (names.clone(), nonce.into()));
+        self.held.insert(type_url.into(), (names.clone(), nonce.into()));
         let request = DiscoveryRequest {
             type_url: type_url.into(),
             resource_names: names,
@@ -302,16 +235,10 @@ impl Sotw {
     }
 
     pub async fn end_or_next(&mut self) -> Result<Got, Option<Status>> {
-        let response = patient(self.rx.message())
-            .await
-            .map_err(Some)?
-            .ok_or(None)?;
+        let response = patient(self.rx.message()).await.map_err(Some)?.ok_or(None)?;
         let held = self.held.entry(response.type_url.clone()).or_default();
         held.1.clone_from(&response.nonce);
-        let bodies = response
-            .resources
-            .iter()
-            .map(|any| (text(&any.value), text(&any.value)));
+        let bodies = response.resources.iter().map(|any| (text(&any.value), text(&any.value)));
         Ok(Got {
             kind: short(&response.type_url),
             resources: bodies.collect(),
@@ -328,11 +255,7 @@ impl Sotw {
     }
 
     pub async fn ack(&mut self, got: &Got) {
-        let held = self
-            .held
-            .iter()
-            .find(|(_, (_, nonce))| *nonce == got.nonce)
-            .expect("a nonce");
+        let held = self.held.iter().find(|(_, (_, nonce))| *nonce == got.nonce).expect("a nonce");
         let (type_url, (names, nonce)) = held;
         let request = DiscoveryRequest {
             type_url: type_url.clone(),
@@ -345,11 +268,7 @@ impl Sotw {
     }
 
     pub async fn nack(&mut self, type_url: &str, nonce: &str, words: &str) {
-        let names = self
-            .held
-            .get(type_url)
-            .map(|(names, _)| names.clone())
-            .unwrap_or_default();
+        let names = self.held.get(type_url).map(|(names, _)| names.clone()).unwrap_or_default();
         let request = DiscoveryRequest {
             type_url: type_url.into(),
             resource_names: names,
@@ -375,9 +294,5 @@ impl Sotw {
 }
 
 fn status(words: &str) -> trysail_proto::google::rpc::Status {
-    trysail_proto::google::rpc::Status {
-        code: 13,
-        message: words.into(),
-        ..Default::default()
-    }
+    trysail_proto::google::rpc::Status { code: 13, message: words.into(), ..Default::default() }
 }

@@ -11,14 +11,7 @@ use crate::fake::Env;
 async fn env() -> Env {
     Env::start(&[
         (CLUSTER, &[("a", "cluster a"), ("b", "cluster b")]),
-        (
-            ENDPOINT,
-            &[
-                ("a", "endpoints a"),
-                ("b", "endpoints b"),
-                ("c", "endpoints c"),
-            ],
-        ),
+        (ENDPOINT, &[("a", "endpoints a"), ("b", "endpoints b"), ("c", "endpoints c")]),
         (LISTENER, &[("l", "listener"), ("m", "listener")]),
         (ROUTE, &[("80", "route 80"), ("90", "route 90")]),
         (EXTENSION, &[("e", "extension")]),
@@ -34,10 +27,7 @@ async fn wildcards() {
         proxy.subscribe(CLUSTER, star).await;
         let clusters = proxy.take().await;
         assert_eq!(clusters.names(), ["a", "b"]);
-        assert_eq!(
-            clusters.versions["a"],
-            Fingerprint::of(b"cluster a").to_string()
-        );
+        assert_eq!(clusters.versions["a"], Fingerprint::of(b"cluster a").to_string());
         proxy.quiet().await;
         // A request that changes nothing is no request.
         proxy.subscribe(CLUSTER, &[]).await;
@@ -46,10 +36,7 @@ async fn wildcards() {
         assert_eq!(proxy.take().await.names(), ["new"]);
         env.push(CLUSTER, &[("new", None)]);
         let gone = proxy.take().await;
-        assert_eq!(
-            (gone.names(), gone.removed.clone()),
-            (vec![], vec!["new".to_owned()])
-        );
+        assert_eq!((gone.names(), gone.removed.clone()), (vec![], vec!["new".to_owned()]));
     }
 }
 
@@ -87,23 +74,12 @@ async fn names_come_and_go() {
     assert_eq!(proxy.take().await.names(), ["c"]);
     proxy.subscribe(ENDPOINT, &["none"]).await;
     let none = proxy.take().await;
-    assert_eq!(
-        (none.names(), none.removed.clone()),
-        (vec![], vec!["none".to_owned()])
-    );
-    proxy
-        .change(ENDPOINT, &[], &["a", "never subscribed"])
-        .await;
+    assert_eq!((none.names(), none.removed.clone()), (vec![], vec!["none".to_owned()]));
+    proxy.change(ENDPOINT, &[], &["a", "never subscribed"]).await;
     proxy.quiet().await;
-    env.push(
-        ENDPOINT,
-        &[("a", Some("changed")), ("b", None), ("none", Some("now"))],
-    );
+    env.push(ENDPOINT, &[("a", Some("changed")), ("b", None), ("none", Some("now"))]);
     let pushed = proxy.take().await;
-    assert_eq!(
-        (pushed.names(), pushed.removed.clone()),
-        (vec!["none"], vec!["b".to_owned()])
-    );
+    assert_eq!((pushed.names(), pushed.removed.clone()), (vec!["none"], vec!["b".to_owned()]));
     proxy.subscribe(ENDPOINT, &["a"]).await;
     assert_eq!(proxy.take().await.resources["a"], "changed");
 }
@@ -132,12 +108,7 @@ async fn nonces() {
 async fn a_reconnect_with_everything_gets_nothing() {
     let env = env().await;
     let mut proxy = Delta::open(&env, "a").await;
-    let types = [
-        (CLUSTER, &[][..]),
-        (ENDPOINT, &["a", "b"]),
-        (LISTENER, &[]),
-        (ROUTE, &["80"]),
-    ];
+    let types = [(CLUSTER, &[][..]), (ENDPOINT, &["a", "b"]), (LISTENER, &[]), (ROUTE, &["80"])];
     let mut held = BTreeMap::new();
     for (type_url, names) in types {
         proxy.subscribe(type_url, names).await;
@@ -171,34 +142,17 @@ async fn a_reconnect_gets_what_differs() {
     let version = |body: &str| Fingerprint::of(body.as_bytes()).to_string();
     let mut proxy = Delta::open(&env, "a").await;
     // As istiod's clients bring them: empty versions.
-    let held = [
-        ("a".into(), version("cluster a")),
-        ("b".into(), String::new()),
-        ("gone".into(), version("x")),
-    ];
+    let held = [("a".into(), version("cluster a")), ("b".into(), String::new()), ("gone".into(), version("x"))];
     proxy.resume(CLUSTER, &[], &held.into()).await;
     let clusters = proxy.take().await;
-    assert_eq!(
-        (clusters.names(), clusters.removed.clone()),
-        (vec!["b"], vec!["gone".to_owned()])
-    );
+    assert_eq!((clusters.names(), clusters.removed.clone()), (vec!["b"], vec!["gone".to_owned()]));
     // A version of a route that is gone, and one that was never there.
-    let held = [
-        ("80".into(), version("route 80")),
-        ("gone".into(), "1".into()),
-    ];
-    proxy
-        .resume(ROUTE, &["80", "gone", "90", "none"], &held.into())
-        .await;
+    let held = [("80".into(), version("route 80")), ("gone".into(), "1".into())];
+    proxy.resume(ROUTE, &["80", "gone", "90", "none"], &held.into()).await;
     let routes = proxy.take().await;
-    assert_eq!(
-        (routes.names(), routes.removed.clone()),
-        (vec!["90"], vec!["gone".to_owned(), "none".to_owned()])
-    );
+    assert_eq!((routes.names(), routes.removed.clone()), (vec!["90"], vec!["gone".to_owned(), "none".to_owned()]));
     // Names that it has count as subscribed to, even if it does not say so.
-    proxy
-        .resume(ENDPOINT, &[], &[("c".into(), "old".into())].into())
-        .await;
+    proxy.resume(ENDPOINT, &[], &[("c".into(), "old".into())].into()).await;
     assert_eq!(proxy.take().await.names(), ["c"]);
     proxy.quiet().await;
     env.push(ENDPOINT, &[("c", Some("new"))]);
@@ -218,10 +172,7 @@ async fn endpoints_go_with_changed_clusters() {
     let warming = proxy.take().await;
     assert_eq!((warming.kind.as_str(), warming.names()), ("eds", vec!["b"]));
     assert_eq!(warming.resources["b"], endpoints.resources["b"]);
-    assert_ne!(
-        warming.versions["b"], endpoints.versions["b"],
-        "they are new to the new cluster"
-    );
+    assert_ne!(warming.versions["b"], endpoints.versions["b"], "they are new to the new cluster");
     proxy.quiet().await;
 }
 
@@ -241,10 +192,7 @@ async fn endpoints_that_a_broken_stream_lost_come_after_the_reconnect() {
     again.resume(CLUSTER, &[], &clusters).await;
     again.resume(ENDPOINT, &["a", "b"], &endpoints).await;
     let waited_for = again.take().await;
-    assert_eq!(
-        (waited_for.kind.as_str(), waited_for.names()),
-        ("eds", vec!["b"])
-    );
+    assert_eq!((waited_for.kind.as_str(), waited_for.names()), ("eds", vec!["b"]));
     again.quiet().await;
 }
 
@@ -270,22 +218,13 @@ async fn a_nack_waits_for_a_change_and_then_gets_all_it_lost() {
     proxy.quiet().await;
     env.push(CLUSTER, &[("bad", Some("bad")), ("good", Some("good"))]);
     let rejected = proxy.next().await;
-    proxy
-        .nack(
-            CLUSTER,
-            &rejected.nonce,
-            "Error adding/updating cluster(s) bad: no",
-        )
-        .await;
+    proxy.nack(CLUSTER, &rejected.nonce, "Error adding/updating cluster(s) bad: no").await;
     env.push(LISTENER, &[("l", Some("unrelated"))]);
     proxy.quiet().await;
     assert_eq!(env.metric("pilot_total_xds_rejects", "cds"), 1.0);
     env.push(CLUSTER, &[("bad", None)]);
     let mended = proxy.take().await;
-    assert_eq!(
-        (mended.names(), mended.removed.clone()),
-        (vec!["good"], vec!["bad".to_owned()])
-    );
+    assert_eq!((mended.names(), mended.removed.clone()), (vec!["good"], vec!["bad".to_owned()]));
     proxy.quiet().await;
 }
 

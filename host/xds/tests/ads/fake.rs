@@ -12,9 +12,7 @@ use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use trysail_model::view::Provenance;
-use trysail_model::{
-    Fingerprint, ObjectRef, Proxy, Resource, ResourceName, Rope, Translator, TypeUrl, View, Watched,
-};
+use trysail_model::{Fingerprint, ObjectRef, Proxy, Resource, ResourceName, Rope, Translator, TypeUrl, View, Watched};
 use trysail_xds::{Config, Metrics, PushInfo, PushReport, Server};
 
 /// How long a test waits for what must come. Nothing waits so long unless it fails.
@@ -57,11 +55,7 @@ impl Fake {
             match body {
                 Some(body) => {
                     let body = Rope::from_bytes(body.as_bytes().to_vec());
-                    let resource = Resource {
-                        name: (*name).into(),
-                        version: body.fingerprint(),
-                        body,
-                    };
+                    let resource = Resource { name: (*name).into(), version: body.fingerprint(), body };
                     resources.insert((*name).to_owned(), Arc::new(resource));
                 }
                 None => drop(resources.remove(*name)),
@@ -91,23 +85,10 @@ impl Fake {
             }
         };
         let all = state.types.get(type_url.as_str());
-        let wanted = |name: &String| {
-            names
-                .as_ref()
-                .is_none_or(|names| names.iter().any(|n| n.as_str() == name))
-        };
-        let resources: Vec<Arc<Resource>> = all
-            .into_iter()
-            .flatten()
-            .filter(|(name, _)| wanted(name))
-            .map(|(_, resource)| resource.clone())
-            .collect();
-        let parts = resources.iter().flat_map(|r| {
-            [
-                r.name.as_str().as_bytes().to_vec(),
-                r.version.to_bytes().to_vec(),
-            ]
-        });
+        let wanted = |name: &String| names.as_ref().is_none_or(|names| names.iter().any(|n| n.as_str() == name));
+        let resources: Vec<Arc<Resource>> =
+            all.into_iter().flatten().filter(|(name, _)| wanted(name)).map(|(_, resource)| resource.clone()).collect();
+        let parts = resources.iter().flat_map(|r| [r.name.as_str().as_bytes().to_vec(), r.version.to_bytes().to_vec()]);
         let parts: Vec<Vec<u8>> = parts.collect();
         let fingerprint = Fingerprint::of_parts(parts.iter().map(Vec::as_slice));
         let mut views = self.views.lock();
@@ -116,11 +97,7 @@ impl Fake {
             return known.clone();
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let view = Arc::new(View {
-            id,
-            resources,
-            fingerprint,
-        });
+        let view = Arc::new(View { id, resources, fingerprint });
         views.insert((type_url.clone(), names), view.clone());
         view
     }
@@ -135,12 +112,7 @@ impl Translator for Fake {
         proxy
     }
 
-    fn views(
-        &self,
-        _: &Proxy,
-        wanted: &[(TypeUrl, Watched)],
-        held: &[Option<Arc<View>>],
-    ) -> (u64, Vec<Arc<View>>) {
+    fn views(&self, _: &Proxy, wanted: &[(TypeUrl, Watched)], held: &[Option<Arc<View>>]) -> (u64, Vec<Arc<View>>) {
         assert_eq!(wanted.len(), held.len());
         self.n_calls.fetch_add(1, Ordering::Relaxed);
         let mut state = self.state.lock();
@@ -148,26 +120,12 @@ impl Translator for Fake {
             self.changed.wait(&mut state);
         }
         assert!(!self.panics.load(Ordering::Relaxed), "told to panic");
-        (
-            state.revision,
-            wanted
-                .iter()
-                .map(|(type_url, watched)| self.view(&state, type_url, watched))
-                .collect(),
-        )
+        (state.revision, wanted.iter().map(|(type_url, watched)| self.view(&state, type_url, watched)).collect())
     }
 
     fn provenance(&self, _: &Proxy, type_url: &TypeUrl, name: &str) -> Provenance {
-        let stage = type_url
-            .as_str()
-            .rsplit('.')
-            .next()
-            .unwrap_or_default()
-            .to_lowercase();
-        Provenance {
-            stages: vec![stage],
-            objects: vec![ObjectRef::new("Thing", "shop", name)],
-        }
+        let stage = type_url.as_str().rsplit('.').next().unwrap_or_default().to_lowercase();
+        Provenance { stages: vec![stage], objects: vec![ObjectRef::new("Thing", "shop", name)] }
     }
 
     fn forget(&self, proxy: &Proxy) {
@@ -191,10 +149,7 @@ impl Env {
     pub async fn start(resources: &[(&str, &[(&str, &str)])]) -> Env {
         let fake = Arc::new(Fake::default());
         for (type_url, entries) in resources {
-            let entries: Vec<_> = entries
-                .iter()
-                .map(|(name, body)| (*name, Some(*body)))
-                .collect();
+            let entries: Vec<_> = entries.iter().map(|(name, body)| (*name, Some(*body))).collect();
             fake.set(type_url, &entries);
         }
         fake.commit();
@@ -203,15 +158,11 @@ impl Env {
         let config = Config {
             n_workers: 2,
             metrics: Metrics::register(&registry).expect("a new registry"),
-            on_push: Some(Arc::new(move |report: &PushReport| {
-                drop(reports_tx.send(report.clone()))
-            })),
+            on_push: Some(Arc::new(move |report: &PushReport| drop(reports_tx.send(report.clone())))),
             ..Config::default()
         };
         let server = Server::new(fake.clone(), config);
-        let listener = TcpListener::bind("127.0.0.1:0")
-            .await
-            .expect("a local port");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a local port");
         let address = listener.local_addr().expect("bound");
         let (stop_tx, stop_rx) = oneshot::channel::<()>();
         let running = server.clone();
@@ -219,15 +170,7 @@ impl Env {
             let shutdown = async { drop(stop_rx.await) };
             running.serve(listener, shutdown).await.expect("serves");
         });
-        Env {
-            fake,
-            server,
-            address,
-            registry,
-            reports_rx,
-            stop_tx: Some(stop_tx),
-            serving,
-        }
+        Env { fake, server, address, registry, reports_rx, stop_tx: Some(stop_tx), serving }
     }
 
     /// Changes resources of a type and pushes.
@@ -238,8 +181,7 @@ impl Env {
 
     /// Pushes what was set.
     pub fn notify(&self) {
-        self.server
-            .notify(PushInfo::new(self.fake.commit(), vec!["config".into()]));
+        self.server.notify(PushInfo::new(self.fake.commit(), vec!["config".into()]));
     }
 
     /// What the observer was told so far.
@@ -252,13 +194,10 @@ impl Env {
         let families = self.registry.gather();
         let family = families.iter().find(|family| family.name() == name);
         let metrics = family.iter().flat_map(|family| family.get_metric());
-        let metric = metrics
-            .into_iter()
-            .find(|m| m.get_label().is_empty() || m.get_label().iter().any(|l| l.value() == label));
+        let metric =
+            metrics.into_iter().find(|m| m.get_label().is_empty() || m.get_label().iter().any(|l| l.value() == label));
         metric.map_or(0.0, |m| {
-            m.get_counter().get_value()
-                + m.get_gauge().get_value()
-                + m.get_histogram().get_sample_count() as f64
+            m.get_counter().get_value() + m.get_gauge().get_value() + m.get_histogram().get_sample_count() as f64
         })
     }
 
@@ -270,10 +209,7 @@ impl Env {
     /// Stops and waits for the end.
     pub async fn stop(mut self) {
         drop(self.stop_tx.take());
-        tokio::time::timeout(PATIENCE, self.serving)
-            .await
-            .expect("stops")
-            .expect("without a panic");
+        tokio::time::timeout(PATIENCE, self.serving).await.expect("stops").expect("without a panic");
     }
 }
 
@@ -284,7 +220,5 @@ pub async fn until(mut holds: impl FnMut() -> bool) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, wait)
-        .await
-        .expect("it comes about");
+    tokio::time::timeout(PATIENCE, wait).await.expect("it comes about");
 }

@@ -21,19 +21,11 @@ async fn alive(env: &Env) {
 #[tokio::test]
 async fn bad_nodes_are_refused_as_istiod_does() {
     let env = env().await;
-    let id = |id: &str| {
-        Some(Node {
-            id: id.into(),
-            ..Node::default()
-        })
-    };
+    let id = |id: &str| Some(Node { id: id.into(), ..Node::default() });
     let cases = [
         (None, "missing node information"),
         (id(""), "missing node information"),
-        (
-            id("sidecar~10.0.0.1~a.shop"),
-            "missing parts in the service node",
-        ),
+        (id("sidecar~10.0.0.1~a.shop"), "missing parts in the service node"),
         (id("foo~10.0.0.1~a.shop~shop.svc"), "invalid node type"),
         (id("sidecar~banana~a.shop~shop.svc"), "no valid IP address"),
         (id("~~~"), "invalid node type"),
@@ -41,31 +33,13 @@ async fn bad_nodes_are_refused_as_istiod_does() {
     ];
     for (node, words) in cases {
         let mut sotw = Sotw::open(&env, "x").await;
-        sotw.raw(DiscoveryRequest {
-            node: node.clone(),
-            type_url: CLUSTER.into(),
-            ..Default::default()
-        })
-        .await;
+        sotw.raw(DiscoveryRequest { node: node.clone(), type_url: CLUSTER.into(), ..Default::default() }).await;
         let status = sotw.end_or_next().await.unwrap_err().unwrap();
         assert_eq!(status.code(), Code::InvalidArgument);
-        assert!(
-            status.message().contains(words),
-            "{} should say {words}",
-            status.message()
-        );
+        assert!(status.message().contains(words), "{} should say {words}", status.message());
         let mut delta = Delta::open(&env, "x").await;
-        delta
-            .raw(DeltaDiscoveryRequest {
-                node,
-                type_url: CLUSTER.into(),
-                ..Default::default()
-            })
-            .await;
-        assert_eq!(
-            delta.end_or_next().await.unwrap_err().unwrap().code(),
-            Code::InvalidArgument
-        );
+        delta.raw(DeltaDiscoveryRequest { node, type_url: CLUSTER.into(), ..Default::default() }).await;
+        assert_eq!(delta.end_or_next().await.unwrap_err().unwrap().code(), Code::InvalidArgument);
     }
     assert!(env.server.status().is_empty());
     alive(&env).await;
@@ -101,12 +75,7 @@ async fn a_nack_comes_first() {
 #[tokio::test]
 async fn unknown_types_are_not_answered_and_harm_nothing() {
     let env = env().await;
-    for type_url in [
-        "",
-        "type.googleapis.com/does.not.Exist",
-        "networking/v1/Thing",
-        "\u{1f600}",
-    ] {
+    for type_url in ["", "type.googleapis.com/does.not.Exist", "networking/v1/Thing", "\u{1f600}"] {
         let mut sotw = Sotw::open(&env, "a").await;
         sotw.ask(type_url, &["x"], "").await;
         sotw.quiet().await;
@@ -123,18 +92,12 @@ async fn debug_types_need_an_identity() {
         let mut sotw = Sotw::open(&env, "a").await;
         sotw.ask(type_url, &["syncz"], "").await;
         let status = sotw.end_or_next().await.unwrap_err().unwrap();
-        assert_eq!(
-            (status.code(), status.message()),
-            (Code::Unauthenticated, "authentication required")
-        );
+        assert_eq!((status.code(), status.message()), (Code::Unauthenticated, "authentication required"));
         let mut delta = Delta::open(&env, "b").await;
         delta.subscribe(CLUSTER, &[]).await;
         delta.take().await;
         delta.subscribe(type_url, &[]).await;
-        assert_eq!(
-            delta.end_or_next().await.unwrap_err().unwrap().code(),
-            Code::Unauthenticated
-        );
+        assert_eq!(delta.end_or_next().await.unwrap_err().unwrap().code(), Code::Unauthenticated);
     }
 }
 
@@ -150,12 +113,7 @@ async fn health_reports_are_no_requests() {
     .await;
     sotw.ask(CLUSTER, &[], "").await;
     sotw.take().await;
-    sotw.nack(
-        "type.googleapis.com/istio.v1.HealthInformation",
-        "",
-        "connection refused",
-    )
-    .await;
+    sotw.nack("type.googleapis.com/istio.v1.HealthInformation", "", "connection refused").await;
     sotw.quiet().await;
     assert_eq!(env.metric("pilot_total_xds_rejects", "unknown"), 0.0);
 }
@@ -189,9 +147,7 @@ async fn odd_names() {
     let env = env().await;
     let mut delta = Delta::open(&env, "a").await;
     let long = "y".repeat(100_000);
-    delta
-        .subscribe(ROUTE, &["", "*", &long, "a\nb", "\u{0}"])
-        .await;
+    delta.subscribe(ROUTE, &["", "*", &long, "a\nb", "\u{0}"]).await;
     assert_eq!(delta.take().await.kind, "rds");
     delta.quiet().await;
     let mut sotw = Sotw::open(&env, "a").await;

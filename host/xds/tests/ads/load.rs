@@ -36,10 +36,7 @@ async fn a_slow_reader_costs_nothing_and_gets_the_newest_state() {
     // One is with the transport, one in the channel; one more may have slipped through while the windows were empty.
     assert!(sent["slow.shop"] <= 3, "{sent:?}");
     let calls = env.fake.n_calls.load(Ordering::Relaxed) - calls_before;
-    assert!(
-        calls <= N_PUSHES + 4,
-        "nothing is translated for who does not read: {calls}"
-    );
+    assert!(calls <= N_PUSHES + 4, "nothing is translated for who does not read: {calls}");
 
     let newest = large(N_PUSHES - 1);
     let mut n_read = 1;
@@ -54,19 +51,9 @@ async fn a_slow_reader_costs_nothing_and_gets_the_newest_state() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hundred_proxies() {
     const N: usize = 200;
-    let clusters: Vec<(String, String)> = (0..50)
-        .map(|n| (format!("c{n:02}"), format!("cluster {n}")))
-        .collect();
-    let clusters: Vec<(&str, &str)> = clusters
-        .iter()
-        .map(|(name, body)| (name.as_str(), body.as_str()))
-        .collect();
-    let env = Env::start(&[
-        (CLUSTER, &clusters),
-        (ENDPOINT, &clusters),
-        (LISTENER, &[("l", "one")]),
-    ])
-    .await;
+    let clusters: Vec<(String, String)> = (0..50).map(|n| (format!("c{n:02}"), format!("cluster {n}"))).collect();
+    let clusters: Vec<(&str, &str)> = clusters.iter().map(|(name, body)| (name.as_str(), body.as_str())).collect();
+    let env = Env::start(&[(CLUSTER, &clusters), (ENDPOINT, &clusters), (LISTENER, &[("l", "one")])]).await;
     let names: Vec<&str> = clusters.iter().map(|(name, _)| *name).collect();
     let mut proxies = Vec::new();
     for n in 0..N {
@@ -81,11 +68,7 @@ async fn two_hundred_proxies() {
     }
     assert_eq!(env.server.status().len(), N);
     assert_eq!(env.metric("pilot_xds", "1.31.0"), N as f64);
-    assert_eq!(
-        env.fake.sets.lock().len(),
-        1,
-        "equal sets of names are one allocation"
-    );
+    assert_eq!(env.fake.sets.lock().len(), 1, "equal sets of names are one allocation");
     for round in 0..3 {
         env.push(CLUSTER, &[("c07", Some(&format!("round {round}")))]);
         for proxy in &mut proxies {

@@ -12,10 +12,7 @@ use crate::fake::{Env, until};
 /// Where this process's log goes. The line is written by a thread of the server's, so the subscriber is the global one.
 static LOG: LazyLock<Buffer> = LazyLock::new(|| {
     let buffer = Buffer::default();
-    let subscriber = tracing_subscriber::fmt()
-        .json()
-        .with_writer(buffer.clone())
-        .finish();
+    let subscriber = tracing_subscriber::fmt().json().with_writer(buffer.clone()).finish();
     tracing::subscriber::set_global_default(subscriber).expect("nobody else sets it");
     buffer
 });
@@ -46,9 +43,8 @@ impl<'a> MakeWriter<'a> for Buffer {
 fn lines(proxy: &str) -> Vec<serde_json::Value> {
     let log = LOG.0.lock();
     let text = String::from_utf8_lossy(&log);
-    let fields = text.lines().map(|line| {
-        serde_json::from_str::<serde_json::Value>(line).expect("JSON")["fields"].clone()
-    });
+    let fields =
+        text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON")["fields"].clone());
     fields
         .filter(|f| f["message"] == "a proxy rejected its configuration")
         .filter(|f| f["proxy"].as_str().is_some_and(|p| p.starts_with(proxy)))
@@ -62,10 +58,7 @@ async fn a_nack_names_proxy_type_resource_words_objects_and_stages() {
     let mut proxy = Delta::open(&env, "nacker").await;
     proxy.subscribe(LISTENER, &[]).await;
     let bad = proxy.next().await;
-    let words = format!(
-        "Error adding/updating listener(s) 0.0.0.0_80: {}",
-        "no such filter ".repeat(1000)
-    );
+    let words = format!("Error adding/updating listener(s) 0.0.0.0_80: {}", "no such filter ".repeat(1000));
     proxy.nack(LISTENER, &bad.nonce, &words).await;
     until(|| !lines("nacker").is_empty()).await;
     // The same once more is counted and not logged.
@@ -76,23 +69,12 @@ async fn a_nack_names_proxy_type_resource_words_objects_and_stages() {
     assert_eq!(lines.len(), 1, "{lines:?}");
     let line = &lines[0];
     assert_eq!(line["proxy"], env.server.status()[0].connection.as_ref());
-    assert_eq!(
-        (line["type"].as_str(), line["resources"].as_str()),
-        (Some("lds"), Some("0.0.0.0_80"))
-    );
-    assert_eq!(
-        (line["objects"].as_str(), line["stages"].as_str()),
-        (Some("Thing shop/0.0.0.0_80"), Some("listener"))
-    );
+    assert_eq!((line["type"].as_str(), line["resources"].as_str()), (Some("lds"), Some("0.0.0.0_80")));
+    assert_eq!((line["objects"].as_str(), line["stages"].as_str()), (Some("Thing shop/0.0.0.0_80"), Some("listener")));
     let detail = line["detail"].as_str().unwrap();
     assert!(detail.starts_with("Error adding/updating listener(s)") && detail.len() <= 2048);
     let status = env.server.status().remove(0);
-    let lds = status
-        .types
-        .iter()
-        .find(|(url, _)| url.as_str() == LISTENER)
-        .unwrap()
-        .1;
+    let lds = status.types.iter().find(|(url, _)| url.as_str() == LISTENER).unwrap().1;
     assert_eq!((lds.n_rejected, lds.acked_nonce.as_str()), (2, ""));
     assert!(lds.last_error.as_ref().unwrap().starts_with("Error adding"));
 }

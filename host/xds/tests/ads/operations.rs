@@ -14,11 +14,7 @@ use crate::client::*;
 use crate::fake::{Env, until};
 
 async fn env() -> Env {
-    Env::start(&[
-        (CLUSTER, &[("a", "cluster a")]),
-        (LISTENER, &[("l", "listener")]),
-    ])
-    .await
+    Env::start(&[(CLUSTER, &[("a", "cluster a")]), (LISTENER, &[("l", "listener")])]).await
 }
 
 #[tokio::test]
@@ -48,39 +44,16 @@ async fn status_and_metrics() {
     let endpoints = proxy.next().await;
     proxy.quiet().await;
     let status = env.server.status().remove(0);
-    assert!(
-        status.connection.starts_with("a.shop-"),
-        "{}",
-        status.connection
-    );
-    assert_eq!(
-        (&*status.proxy.namespace, status.revision),
-        ("shop", Some(1))
-    );
+    assert!(status.connection.starts_with("a.shop-"), "{}", status.connection);
+    assert_eq!((&*status.proxy.namespace, status.revision), ("shop", Some(1)));
     assert!(status.address.is_some());
-    let of = |type_url: &str| {
-        status
-            .types
-            .iter()
-            .find(|(url, _)| url.as_str() == type_url)
-            .unwrap()
-            .1
-    };
+    let of = |type_url: &str| status.types.iter().find(|(url, _)| url.as_str() == type_url).unwrap().1;
     let cds = of(CLUSTER);
     assert_eq!(cds.watched, Some(Watched::Wildcard));
-    assert_eq!(
-        (&cds.sent_nonce, &cds.acked_nonce),
-        (&first.nonce, &first.nonce)
-    );
-    assert_eq!(
-        (&cds.sent_version, cds.n_sent, &cds.last_error),
-        (&first.version, 1, &None)
-    );
+    assert_eq!((&cds.sent_nonce, &cds.acked_nonce), (&first.nonce, &first.nonce));
+    assert_eq!((&cds.sent_version, cds.n_sent, &cds.last_error), (&first.version, 1, &None));
     let eds = of(ENDPOINT);
-    assert_eq!(
-        (&eds.sent_nonce, eds.acked_nonce.as_str()),
-        (&endpoints.nonce, "")
-    );
+    assert_eq!((&eds.sent_nonce, eds.acked_nonce.as_str()), (&endpoints.nonce, ""));
     assert!(matches!(&eds.watched, Some(Watched::Names(names)) if names.len() == 1));
     assert_eq!(env.metric("pilot_xds_pushes", "cds"), 1.0);
     assert_eq!(env.metric("pilot_xds_push_time", "cds"), 1.0);
@@ -93,42 +66,25 @@ async fn status_and_metrics() {
 }
 
 async fn reflect(env: &Env, ask: MessageRequest) -> ServerReflectionResponse {
-    let mut client =
-        ServerReflectionClient::new(channel(env).await).max_decoding_message_size(64 << 20);
+    let mut client = ServerReflectionClient::new(channel(env).await).max_decoding_message_size(64 << 20);
     let (tx, rx) = tokio::sync::mpsc::channel(1);
-    let request = ServerReflectionRequest {
-        host: String::new(),
-        message_request: Some(ask),
-    };
+    let request = ServerReflectionRequest { host: String::new(), message_request: Some(ask) };
     tx.send(request).await.expect("there is room");
     let call = client.server_reflection_info(ReceiverStream::new(rx)).await;
     let mut stream = call.expect("reflection is served").into_inner();
-    stream
-        .message()
-        .await
-        .expect("no error")
-        .expect("an answer")
+    stream.message().await.expect("no error").expect("an answer")
 }
 
 #[tokio::test]
 async fn reflection_shows_the_service() {
     let env = env().await;
     let listed = reflect(&env, MessageRequest::ListServices(String::new())).await;
-    let Some(MessageResponse::ListServicesResponse(listed)) = listed.message_response else {
-        panic!("no list")
-    };
-    let names: Vec<&str> = listed
-        .service
-        .iter()
-        .map(|service| service.name.as_str())
-        .collect();
+    let Some(MessageResponse::ListServicesResponse(listed)) = listed.message_response else { panic!("no list") };
+    let names: Vec<&str> = listed.service.iter().map(|service| service.name.as_str()).collect();
     let ads = "envoy.service.discovery.v3.AggregatedDiscoveryService";
     assert!(names.contains(&ads), "{names:?}");
     let symbol = reflect(&env, MessageRequest::FileContainingSymbol(ads.into())).await;
-    assert!(matches!(
-        symbol.message_response,
-        Some(MessageResponse::FileDescriptorResponse(_))
-    ));
+    assert!(matches!(symbol.message_response, Some(MessageResponse::FileDescriptorResponse(_))));
 }
 
 #[tokio::test]

@@ -22,11 +22,7 @@ async fn types_go_out_in_push_order_whatever_the_order_of_subscription() {
     let mut delta = Delta::open(&env, "delta").await;
     let mut sotw = Sotw::open(&env, "sotw").await;
     for type_url in ALL.iter().rev() {
-        let names: &[&str] = if [CLUSTER, LISTENER, NAME_TABLE].contains(type_url) {
-            &[]
-        } else {
-            &["x"]
-        };
+        let names: &[&str] = if [CLUSTER, LISTENER, NAME_TABLE].contains(type_url) { &[] } else { &["x"] };
         delta.subscribe(type_url, names).await;
         assert_eq!(delta.take().await.resources["x"], "old");
         sotw.ask(type_url, names, "").await;
@@ -51,13 +47,7 @@ async fn types_go_out_in_push_order_whatever_the_order_of_subscription() {
         assert_eq!(got.names(), ["new"]);
         seen.1.push(got.kind);
     }
-    assert_eq!(
-        (seen.0, seen.1),
-        (
-            order.map(str::to_owned).to_vec(),
-            order.map(str::to_owned).to_vec()
-        )
-    );
+    assert_eq!((seen.0, seen.1), (order.map(str::to_owned).to_vec(), order.map(str::to_owned).to_vec()));
 }
 
 #[tokio::test]
@@ -106,10 +96,7 @@ async fn a_forced_push_sends_everything() {
     proxy.take().await;
     env.notify();
     proxy.quiet().await;
-    env.server.notify(PushInfo {
-        forced: true,
-        ..PushInfo::new(1, vec!["debug".into()])
-    });
+    env.server.notify(PushInfo { forced: true, ..PushInfo::new(1, vec!["debug".into()]) });
     assert_eq!(proxy.take().await.names(), ["x"]);
     assert_eq!(proxy.take().await.kind, "eds");
     // The fence's own type is watched by now, and sent as well.
@@ -125,23 +112,16 @@ async fn the_debouncer_drives_the_server() {
     proxy.subscribe(CLUSTER, &[]).await;
     proxy.take().await;
     let (changes_tx, changes_rx) = mpsc::unbounded_channel();
-    let config = debounce::Config {
-        after: Duration::ZERO,
-        max: Duration::ZERO,
-    };
+    let config = debounce::Config { after: Duration::ZERO, max: Duration::ZERO };
     let metrics = trysail_xds::Metrics::unregistered();
     let merge = |sum: &mut Vec<u32>, more: Vec<u32>| sum.extend(more);
     let push = |batch: debounce::Batch<Vec<u32>>| {
         metrics.debounced(batch.waited);
         for change in &batch.changes {
-            env.fake
-                .set(CLUSTER, &[(&format!("c{change}"), Some("new"))]);
+            env.fake.set(CLUSTER, &[(&format!("c{change}"), Some("new"))]);
         }
         let since = batch.since.into_std();
-        env.server.notify(PushInfo {
-            since,
-            ..PushInfo::new(env.fake.commit(), vec!["config".into()])
-        });
+        env.server.notify(PushInfo { since, ..PushInfo::new(env.fake.commit(), vec!["config".into()]) });
         std::future::ready(())
     };
     let feed = async {

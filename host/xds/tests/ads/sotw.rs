@@ -8,14 +8,7 @@ use crate::fake::Env;
 async fn env() -> Env {
     Env::start(&[
         (CLUSTER, &[("a", "cluster a"), ("b", "cluster b")]),
-        (
-            ENDPOINT,
-            &[
-                ("a", "endpoints a"),
-                ("b", "endpoints b"),
-                ("c", "endpoints c"),
-            ],
-        ),
+        (ENDPOINT, &[("a", "endpoints a"), ("b", "endpoints b"), ("c", "endpoints c")]),
         (LISTENER, &[("l", "listener")]),
         (ROUTE, &[("80", "route 80"), ("90", "route 90")]),
         (NAME_TABLE, &[("", "names")]),
@@ -29,14 +22,8 @@ async fn types_are_answered_as_they_are_asked_for() {
     let mut proxy = Sotw::open(&env, "a").await;
     proxy.ask(CLUSTER, &[], "").await;
     let clusters = proxy.take().await;
-    assert_eq!(
-        (clusters.kind.as_str(), clusters.names()),
-        ("cds", vec!["cluster a", "cluster b"])
-    );
-    assert!(
-        clusters.nonce.starts_with(&clusters.version) && clusters.version.ends_with("/1"),
-        "{clusters:?}"
-    );
+    assert_eq!((clusters.kind.as_str(), clusters.names()), ("cds", vec!["cluster a", "cluster b"]));
+    assert!(clusters.nonce.starts_with(&clusters.version) && clusters.version.ends_with("/1"), "{clusters:?}");
     proxy.ask(ENDPOINT, &["a", "b"], "").await;
     assert_eq!(proxy.take().await.names(), ["endpoints a", "endpoints b"]);
     proxy.ask(LISTENER, &[], "").await;
@@ -68,10 +55,7 @@ async fn names_come_and_go() {
     // None: unsubscribed, without an answer, and deaf to pushes.
     proxy.ask(ENDPOINT, &[], &none.nonce).await;
     proxy.quiet().await;
-    env.push(
-        ENDPOINT,
-        &[("a", Some("endpoints a2")), ("none", Some("now"))],
-    );
+    env.push(ENDPOINT, &[("a", Some("endpoints a2")), ("none", Some("now"))]);
     proxy.quiet().await;
     // Asked for again, with the old nonce: everything is answered.
     proxy.ask(ENDPOINT, &["a"], &none.nonce).await;
@@ -101,13 +85,7 @@ async fn a_nack_is_counted_and_waits_for_a_change() {
     let mut proxy = Sotw::open(&env, "a").await;
     proxy.ask(LISTENER, &[], "").await;
     let bad = proxy.next().await;
-    proxy
-        .nack(
-            LISTENER,
-            &bad.nonce,
-            "Error adding/updating listener(s) l: no",
-        )
-        .await;
+    proxy.nack(LISTENER, &bad.nonce, "Error adding/updating listener(s) l: no").await;
     proxy.quiet().await;
     assert_eq!(env.metric("pilot_total_xds_rejects", "lds"), 1.0);
     // An unrelated push does not repeat it.
@@ -118,17 +96,8 @@ async fn a_nack_is_counted_and_waits_for_a_change() {
     assert_eq!(good.names(), ["better listener"]);
     proxy.quiet().await;
     let status = env.server.status().remove(0);
-    let lds = status
-        .types
-        .iter()
-        .find(|(url, _)| url.as_str() == LISTENER)
-        .unwrap()
-        .1
-        .clone();
-    assert_eq!(
-        (lds.acked_nonce, lds.n_rejected, lds.last_error),
-        (good.nonce, 1, None)
-    );
+    let lds = status.types.iter().find(|(url, _)| url.as_str() == LISTENER).unwrap().1.clone();
+    assert_eq!((lds.acked_nonce, lds.n_rejected, lds.last_error), (good.nonce, 1, None));
 }
 
 #[tokio::test]
@@ -159,10 +128,7 @@ async fn endpoints_are_answered_while_clusters_warm() {
     // It looks like an ACK, but clusters were asked for in between: Envoy waits.
     proxy.ask(ENDPOINT, &["a"], &endpoints.nonce).await;
     let again = proxy.take().await;
-    assert_eq!(
-        (again.kind.as_str(), again.names()),
-        ("eds", vec!["endpoints a"])
-    );
+    assert_eq!((again.kind.as_str(), again.names()), ("eds", vec!["endpoints a"]));
     proxy.quiet().await;
 }
 
@@ -170,12 +136,7 @@ async fn endpoints_are_answered_while_clusters_warm() {
 async fn a_push_sends_full_clusters_their_endpoints_and_changed_routes() {
     let mut env = env().await;
     let mut proxy = Sotw::open(&env, "a").await;
-    for (type_url, names) in [
-        (CLUSTER, &[][..]),
-        (ENDPOINT, &["a", "b"]),
-        (LISTENER, &[]),
-        (ROUTE, &["80", "90"]),
-    ] {
+    for (type_url, names) in [(CLUSTER, &[][..]), (ENDPOINT, &["a", "b"]), (LISTENER, &[]), (ROUTE, &["80", "90"])] {
         proxy.ask(type_url, names, "").await;
         proxy.take().await;
     }
@@ -186,34 +147,19 @@ async fn a_push_sends_full_clusters_their_endpoints_and_changed_routes() {
     let kinds: Vec<&str> = got.iter().map(|got| got.kind.as_str()).collect();
     assert_eq!(kinds, ["cds", "eds", "rds"]);
     assert_eq!(got[0].names(), ["cluster a", "cluster b new"]);
-    assert_eq!(
-        got[1].names(),
-        ["endpoints b"],
-        "the endpoints of the cluster that warms"
-    );
+    assert_eq!(got[1].names(), ["endpoints b"], "the endpoints of the cluster that warms");
     assert_eq!(got[2].names(), ["route 90 new"]);
-    assert!(
-        got.iter()
-            .all(|g| g.version == got[0].version && g.version.ends_with("/2")),
-        "one push, one version"
-    );
+    assert!(got.iter().all(|g| g.version == got[0].version && g.version.ends_with("/2")), "one push, one version");
     proxy.quiet().await;
     let reports = env.reports();
     let cds = reports.iter().find(|report| report.kind == "cds").unwrap();
-    assert_eq!(
-        (cds.changed.clone(), cds.n_resources, cds.revision),
-        (vec!["b".to_owned()], 2, 2)
-    );
+    assert_eq!((cds.changed.clone(), cds.n_resources, cds.revision), (vec!["b".to_owned()], 2, 2));
     // A removal: the full state without it; nothing of routes.
     env.fake.set(ROUTE, &[("90", None)]);
     env.push(CLUSTER, &[("b", None)]);
     assert_eq!(proxy.take().await.names(), ["cluster a"]);
     proxy.quiet().await;
-    let cds = env
-        .reports()
-        .into_iter()
-        .find(|report| report.kind == "cds")
-        .unwrap();
+    let cds = env.reports().into_iter().find(|report| report.kind == "cds").unwrap();
     assert_eq!((cds.changed, cds.removed), (vec![], vec!["b".to_owned()]));
 }
 
@@ -237,10 +183,7 @@ async fn a_client_that_closes_its_side_gets_its_answer() {
     proxy.ask(CLUSTER, &[], "").await;
     proxy.close();
     assert_eq!(proxy.next().await.kind, "cds");
-    assert!(
-        proxy.end_or_next().await.unwrap_err().is_none(),
-        "ended with OK"
-    );
+    assert!(proxy.end_or_next().await.unwrap_err().is_none(), "ended with OK");
     env.connected(0).await;
 }
 
