@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The built-in stages: crate `stage-NAME` below `plugins/`.
-const STAGES: [&str; 6] = ["clusters", "endpoints", "listeners", "routes", "scope", "security"];
+const STAGES: [&str; 7] = ["clusters", "dns", "endpoints", "listeners", "routes", "scope", "security"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);

@@ -58,10 +58,10 @@ pub struct Service {
     pub endpoint: Option<SocketAddr>,
 }
 
-/// All objects below a folder that are YAML or JSON.
+/// All objects below a folder that are YAML or JSON; files that are broken just now have none.
 ///
 /// # Errors
-/// When a file cannot be read or is no YAML.
+/// When a file cannot be read.
 pub fn objects(folder: &Path) -> Result<Vec<Value>> {
     let mut found = Vec::new();
     let mut todo = vec![folder.to_owned()];
@@ -69,31 +69,29 @@ pub fn objects(folder: &Path) -> Result<Vec<Value>> {
         let entries = fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
         for entry in entries {
             let path = entry.with_context(|| format!("cannot read {}", folder.display()))?.path();
+            // Editors keep unfinished files under such names.
+            if entry_is_hidden(&path) {
+                continue;
+            }
             if path.is_dir() {
                 todo.push(path);
             } else if path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml" || extension == "json") {
                 let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-                found.extend(documents(&text).with_context(|| format!("{} is no YAML", path.display()))?);
+                found.extend(documents(&text));
             }
         }
     }
     Ok(found)
 }
 
-/// The documents of a YAML text.
-///
-/// # Errors
-/// When it is no YAML.
-pub fn documents(text: &str) -> Result<Vec<Value>> {
-    use serde_json::Value;
-    let mut found = Vec::new();
-    for document in serde_yaml_ng::Deserializer::from_str(text) {
-        let value = <Value as serde::Deserialize>::deserialize(document)?;
-        if value.is_object() || value.is_array() {
-            found.push(value);
-        }
-    }
-    Ok(found)
+fn entry_is_hidden(path: &Path) -> bool {
+    path.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'))
+}
+
+/// The documents of a YAML text, up to one that is broken.
+fn documents(text: &str) -> Vec<Value> {
+    let documents = serde_yaml_ng::Deserializer::from_str(text).map(<Value as serde::Deserialize>::deserialize);
+    documents.map_while(std::result::Result::ok).collect()
 }
 
 fn text<'a>(value: &'a Value, path: &str) -> Option<&'a str> {

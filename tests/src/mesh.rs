@@ -20,6 +20,9 @@ use crate::{Say, envoy, eventually};
 /// How long anything may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Answers that count as a settled state.
+const STREAK: usize = 10;
+
 /// What to bring up.
 pub struct Config {
     /// The folder, served as it is.
@@ -145,17 +148,33 @@ impl Mesh {
         workload::call(pod.netns(), Call { to, host, method: "GET", path, headers }).await
     }
 
-    /// Waits until an answer satisfies the condition.
+    /// Waits until answers satisfy the condition, [`STREAK`] of them in a row: one may do so by chance, before the change that
+    /// is waited for has come.
+    ///
+    /// # Errors
+    /// When that does not happen in time; with an answer that does not satisfy it.
+    pub async fn until(&self, from: &str, host: &str, what: &str, is: impl Fn(&Reply) -> bool) -> Result<Reply> {
+        let ask = || async {
+            for _ in 1..STREAK {
+                self.ask(from, host, &is).await?;
+            }
+            self.ask(from, host, &is).await
+        };
+        eventually(&format!("{from} calls {host}: {what}"), PATIENCE, ask).await
+    }
+
+    /// Waits for one answer that satisfies the condition.
     ///
     /// # Errors
     /// When none does in time; with the last one.
-    pub async fn until(&self, from: &str, host: &str, what: &str, is: impl Fn(&Reply) -> bool) -> Result<Reply> {
-        let ask = || async {
-            let reply = self.get(from, host, "/", &[]).await?;
-            anyhow::ensure!(is(&reply), "the last answer was {} {}", reply.status, reply.body);
-            Ok(reply)
-        };
-        eventually(&format!("{from} calls {host}: {what}"), PATIENCE, ask).await
+    pub async fn once(&self, from: &str, host: &str, what: &str, is: impl Fn(&Reply) -> bool) -> Result<Reply> {
+        eventually(&format!("{from} calls {host}: {what}"), PATIENCE, || self.ask(from, host, &is)).await
+    }
+
+    async fn ask(&self, from: &str, host: &str, is: &impl Fn(&Reply) -> bool) -> Result<Reply> {
+        let reply = self.get(from, host, "/", &[]).await?;
+        anyhow::ensure!(is(&reply), "the last answer was {} {}", reply.status, reply.body);
+        Ok(reply)
     }
 
     /// What any sidecar did not accept.

@@ -62,6 +62,14 @@ pub enum Command {
         #[arg(long)]
         native: bool,
     },
+    /// Makes a component of a guest module, as `cargo build --target wasm32-unknown-unknown` leaves it.
+    Component {
+        /// The module.
+        module: PathBuf,
+        /// The component's file, NAME.wasm in a folder of plugins.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
     /// Prints the version.
     Version {
         /// Only the number.

@@ -52,6 +52,7 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Explain(flags) => on_a_big_stack(|| explain_command(&flags))?,
         Command::Replay { file, native } => return on_a_big_stack(|| replay(&file, native)),
+        Command::Component { module, out } => component(&module, &out)?,
         Command::Version { short, output } => match output {
             None => println!("{}", if short { version::ISTIO.to_owned() } else { version::line().trim_end().to_owned() }),
             Some(format) => print(&serde_json::json!({"version": version::ISTIO, "trysail": env!("CARGO_PKG_VERSION")}), format)?,
@@ -69,6 +70,18 @@ fn print(value: &serde_json::Value, format: Format) -> Result<()> {
         Format::Json => println!("{value:#}"),
         Format::Yaml => print!("{}", serde_yaml_ng::to_string(value)?),
     }
+    Ok(())
+}
+
+fn component(module: &Path, out: &Path) -> Result<()> {
+    let bytes = std::fs::read(module).with_context(|| format!("cannot read {}", module.display()))?;
+    let encode = || wit_component::ComponentEncoder::default().validate(true).module(&bytes)?.encode();
+    let component = encode().with_context(|| format!("{} is no guest module made with the SDK", module.display()))?;
+    // Whole or not at all: a server may be watching the folder.
+    let fresh = out.with_extension("new");
+    std::fs::write(&fresh, &component).with_context(|| format!("cannot write {}", fresh.display()))?;
+    std::fs::rename(&fresh, out).with_context(|| format!("cannot write {}", out.display()))?;
+    println!("{}: {} bytes", out.display(), component.len());
     Ok(())
 }
 

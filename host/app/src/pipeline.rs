@@ -13,8 +13,9 @@ use trysail_stages::guest::Guest;
 use trysail_stages::{Config, Engine, Limits, Native, NativeCode, OnRun, OutputDecl, QueryDecl, Root};
 
 /// The built-in stages' code, for native runs.
-pub const NATIVE: [(&str, trysail_sdk::StageFn); 6] = [
+pub const NATIVE: [(&str, trysail_sdk::StageFn); 7] = [
     ("clusters", stage_clusters::translate),
+    ("dns", stage_dns::translate),
     ("endpoints", stage_endpoints::translate),
     ("listeners", stage_listeners::translate),
     ("routes", stage_routes::translate),
@@ -86,6 +87,7 @@ fn roots() -> Vec<Root> {
         root(type_urls::ENDPOINT, "endpoints", "cluster", true, "endpoints"),
         root(type_urls::LISTENER, "listeners", "all", false, ""),
         root(type_urls::ROUTE, "routes", "config", true, ""),
+        root(type_urls::NAME_TABLE, "dns", "all", false, ""),
     ]
 }
 

@@ -134,6 +134,9 @@ pub fn views(engine: &Arc<Engine>, scripted: &Scripted, proxy: &Proxy) -> Views 
             ask(short, type_url, Watched::Names(Arc::new(names)), &mut all);
         }
     }
+    if scripted.name_table {
+        ask("nds", type_urls::NAME_TABLE, Watched::Wildcard, &mut all);
+    }
     all
 }
 

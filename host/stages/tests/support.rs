@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each suite uses a part of it")]
 #![allow(missing_docs, clippy::unwrap_used, reason = "support of tests")]
 
+pub mod guests;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -103,14 +105,15 @@ impl Snapshot for World {
 /// The plan: includes a `piece` for each name in the list `plan`, and an own item with the proxy's `tag` as a hole.
 ///
 /// A `piece` is the text of its name; a text `for NS TEXT` is TEXT for proxies of the namespace only; `see KEY` is the output of
-/// another piece; `have KEY` says whether another piece has any output; `none` is no item.
+/// another piece; `have KEY` says whether another piece has any output; `none` is no item; `ask STAGE FUNCTION` is the output of
+/// another stage; `insert TEXT` is TEXT with a place for plugins' insertions about `inserted`.
 pub fn toy(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Output, Failure> {
     let mut output = Output::empty();
     let arg = args.first().map_or("", String::as_str);
     match function {
         "all" => {
             for name in ctx.services_of_host("plan")? {
-                output.include(CallRef::new("toy", "piece", [name]).hooked("pieces"));
+                output.include(CallRef::new("toy", "piece", [name]).hooked("clusters"));
             }
             output.item(Item::new("own", Message::default().text(1, "shared").hole(2, CallRef::new("toy", "tag", [""; 0]))));
         }
@@ -132,6 +135,15 @@ pub fn toy(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Output, Fai
                     seen.map_or("nothing".to_owned(), |seen| seen.values.join("+"))
                 }
                 ["have", key] => ctx.derived_exists("toy", "piece", &[key]).to_string(),
+                ["ask", stage, function] => {
+                    let seen: Option<facts::Strings> = ctx.derived(stage, function, &[arg])?;
+                    seen.map_or("nothing".to_owned(), |seen| seen.values.join("+"))
+                }
+                ["insert", text] => {
+                    let hook = CallRef::new("hooks", "http-filters", ["inserted"]);
+                    output.item(Item::new(arg, Message::default().text(1, text).splice(hook)));
+                    return Ok(output);
+                }
                 ["claim", what] => {
                     let mut item = Item::new(arg, Message::default().text(1, &text));
                     item.claims.push(what.to_owned());

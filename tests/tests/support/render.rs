@@ -1,5 +1,6 @@
 //! Renders scenarios in process, all of them with one set of loaded stages, as `trysail render --all` does.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Mutex;
@@ -7,7 +8,7 @@ use std::sync::Mutex;
 use trysail::pipeline::{self, Options};
 use trysail::render;
 
-/// Renders each scenario below `root` into the same path below `out`. Answers what failed, by scenario.
+/// Renders each scenario below `root` into the same path below `out`, with what was refused in `refused.txt`. Answers what failed, by scenario.
 pub fn render_all(root: &Path, scenarios: &[PathBuf], out: &Path) -> Vec<String> {
     // The gate only reports, as in `trysail render`: istiod sends what it would hold back. Each call is made twice and must
     // answer the same, since tests are where impure stages should be found.
@@ -18,8 +19,10 @@ pub fn render_all(root: &Path, scenarios: &[PathBuf], out: &Path) -> Vec<String>
     let work = || {
         while let Some(scenario) = scenarios.get(next.fetch_add(1, Ordering::Relaxed)) {
             let rendered = render::scenario(&options, &stages, &root.join(scenario), None, &out.join(scenario));
-            if let Err(error) = rendered {
-                failed.lock().unwrap().push(format!("{}: {error:#}", scenario.display()));
+            match rendered {
+                Ok(rendered) if rendered.refused.is_empty() => {}
+                Ok(rendered) => fs::write(out.join(scenario).join("refused.txt"), rendered.refused.join("\n") + "\n").unwrap(),
+                Err(error) => failed.lock().unwrap().push(format!("{}: {error:#}", scenario.display())),
             }
         }
     };
