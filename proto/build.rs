@@ -25,15 +25,7 @@ const SERVICES: &[&str] = &[
 ];
 
 /// Files of protobuf itself that any document may name within an Any, whether or not something imports them.
-const WELL_KNOWN: &[&str] = &[
-    "any",
-    "duration",
-    "empty",
-    "field_mask",
-    "struct",
-    "timestamp",
-    "wrappers",
-];
+const WELL_KNOWN: &[&str] = &["any", "duration", "empty", "field_mask", "struct", "timestamp", "wrappers"];
 
 fn main() -> Result<()> {
     // Cargo.toml pins the version of envoy-types, which is the only thing that moves its files.
@@ -72,12 +64,7 @@ fn envoy_roots() -> Result<Vec<PathBuf>> {
 fn envoy_types_dir() -> Result<PathBuf> {
     // Offline first: cargo does not tell build scripts that it was started with --offline, and a vendored or warm
     // registry needs no network. --locked first: a build script should not write the lock file if it can avoid it.
-    let attempts: [&[&str]; 4] = [
-        &["--offline", "--locked"],
-        &["--offline"],
-        &["--locked"],
-        &[],
-    ];
+    let attempts: [&[&str]; 4] = [&["--offline", "--locked"], &["--offline"], &["--locked"], &[]];
     let mut last_error = String::new();
     for attempt in attempts {
         let output = Command::new(env::var("CARGO")?)
@@ -99,15 +86,10 @@ fn envoy_types_dir() -> Result<PathBuf> {
             .find(|package| package["name"] == "envoy-types")
             .and_then(|package| package["manifest_path"].as_str())
             .ok_or("cargo metadata does not list envoy-types")?;
-        let dir = Path::new(manifest)
-            .parent()
-            .ok_or("manifest path without a folder")?;
+        let dir = Path::new(manifest).parent().ok_or("manifest path without a folder")?;
         return Ok(dir.to_path_buf());
     }
-    Err(
-        format!("cargo metadata failed, so Envoy's .proto files were not found: {last_error}")
-            .into(),
-    )
+    Err(format!("cargo metadata failed, so Envoy's .proto files were not found: {last_error}").into())
 }
 
 fn run_protoc(roots: &[PathBuf], descriptors: &Path) -> Result<()> {
@@ -116,21 +98,15 @@ fn run_protoc(roots: &[PathBuf], descriptors: &Path) -> Result<()> {
         None => protoc_bin_vendored::protoc_bin_path()?,
     };
     let mut command = Command::new(protoc);
-    let mut files: BTreeSet<PathBuf> = WELL_KNOWN
-        .iter()
-        .map(|name| PathBuf::from(format!("google/protobuf/{name}.proto")))
-        .collect();
+    let mut files: BTreeSet<PathBuf> =
+        WELL_KNOWN.iter().map(|name| PathBuf::from(format!("google/protobuf/{name}.proto"))).collect();
     for root in roots {
         command.arg("-I").arg(root);
         collect_protos(root, root, &mut files)?;
     }
     command.arg("-I").arg(protoc_bin_vendored::include_path()?);
     // Without source info: comments of Envoy would become doc tests that do not compile.
-    let output = command
-        .args(["--include_imports", "-o"])
-        .arg(descriptors)
-        .args(files)
-        .output()?;
+    let output = command.args(["--include_imports", "-o"]).arg(descriptors).args(files).output()?;
     if !output.status.success() {
         return Err(format!("protoc: {}", String::from_utf8_lossy(&output.stderr)).into());
     }
@@ -143,10 +119,7 @@ fn collect_protos(root: &Path, dir: &Path, files: &mut BTreeSet<PathBuf>) -> Res
         let path = entry?.path();
         if path.is_dir() {
             collect_protos(root, &path, files)?;
-        } else if path
-            .extension()
-            .is_some_and(|extension| extension == "proto")
-        {
+        } else if path.extension().is_some_and(|extension| extension == "proto") {
             files.insert(path.strip_prefix(root)?.to_path_buf());
         }
     }
@@ -167,17 +140,11 @@ fn read_roots() -> Result<Vec<String>> {
 /// Keeps the files that the roots need, and of their services only [`SERVICES`].
 /// A root that ends in `.*` names a package.
 fn closure(all: FileDescriptorSet, roots: &[String]) -> Result<FileDescriptorSet> {
-    let by_name: BTreeMap<&str, &FileDescriptorProto> =
-        all.file.iter().map(|file| (file.name(), file)).collect();
+    let by_name: BTreeMap<&str, &FileDescriptorProto> = all.file.iter().map(|file| (file.name(), file)).collect();
     let mut todo = Vec::new();
     for root in roots {
         let before = todo.len();
-        todo.extend(
-            all.file
-                .iter()
-                .filter(|file| declares(file, root))
-                .map(FileDescriptorProto::name),
-        );
+        todo.extend(all.file.iter().filter(|file| declares(file, root)).map(FileDescriptorProto::name));
         if todo.len() == before {
             return Err(format!("roots.txt: no file declares {root}").into());
         }
@@ -188,18 +155,13 @@ fn closure(all: FileDescriptorSet, roots: &[String]) -> Result<FileDescriptorSet
             todo.extend(by_name[name].dependency.iter().map(String::as_str));
         }
     }
-    let mut file: Vec<_> = all
-        .file
-        .into_iter()
-        .filter(|file| keep.contains(file.name()))
-        .collect();
+    let mut file: Vec<_> = all.file.into_iter().filter(|file| keep.contains(file.name())).collect();
     for file in &mut file {
         if file.syntax() == "proto3" {
             file.message_type.iter_mut().for_each(say_packed);
         }
         let package = file.package().to_owned();
-        file.service
-            .retain(|service| SERVICES.contains(&format!("{package}.{}", service.name()).as_str()));
+        file.service.retain(|service| SERVICES.contains(&format!("{package}.{}", service.name()).as_str()));
     }
     Ok(FileDescriptorSet { file })
 }
@@ -223,10 +185,7 @@ fn declares(file: &FileDescriptorProto, root: &str) -> bool {
         return false;
     };
     file.package() == package
-        && (file
-            .message_type
-            .iter()
-            .any(|message| message.name() == name)
+        && (file.message_type.iter().any(|message| message.name() == name)
             || file.service.iter().any(|service| service.name() == name))
 }
 

@@ -33,7 +33,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         if fs::read(&file).ok().as_deref() != Some(&component) {
             fs::write(&file, &component)?;
         }
-        writeln!(list, "    Builtin {{ name: {stage:?}, component: include_bytes!({:?}) }},", file.display().to_string())?;
+        writeln!(
+            list,
+            "    Builtin {{ name: {stage:?}, component: include_bytes!({:?}) }},",
+            file.display().to_string()
+        )?;
         inputs.extend(dependencies(&modules.join(format!("stage_{stage}.d")))?);
     }
     list.push_str("];\n");
@@ -52,7 +56,14 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// Runs cargo for the guests' target.
 fn build(workspace: &Path, target: &Path) -> Result<(), Box<dyn Error>> {
     let mut cargo = Command::new(env::var("CARGO")?);
-    cargo.current_dir(workspace).args(["build", "--profile", "guest", "--target", "wasm32-unknown-unknown", "--target-dir"]);
+    cargo.current_dir(workspace).args([
+        "build",
+        "--profile",
+        "guest",
+        "--target",
+        "wasm32-unknown-unknown",
+        "--target-dir",
+    ]);
     cargo.arg(target);
     for stage in STAGES {
         cargo.args(["-p", &format!("stage-{stage}")]);
@@ -60,7 +71,8 @@ fn build(workspace: &Path, target: &Path) -> Result<(), Box<dyn Error>> {
     // What is meant for the host must not reach the guests: flags, wrappers, features and the outer profile's settings.
     for (name, _) in env::vars() {
         let outer = ["CARGO_FEATURE_", "CARGO_CFG_", "CARGO_PROFILE_"].iter().any(|prefix| name.starts_with(prefix));
-        let single = ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTC_WORKSPACE_WRAPPER", "RUSTC_WRAPPER", "CARGO_BUILD_TARGET"];
+        let single =
+            ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTC_WORKSPACE_WRAPPER", "RUSTC_WRAPPER", "CARGO_BUILD_TARGET"];
         if outer || single.contains(&name.as_str()) {
             cargo.env_remove(name);
         }

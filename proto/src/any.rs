@@ -8,10 +8,7 @@ pub const TYPE_URL_PREFIX: &str = "type.googleapis.com/";
 
 /// Packs a message. The bytes are the same each time, as messages encode deterministically.
 pub fn pack<M: Name>(message: &M) -> Any {
-    Any {
-        type_url: M::type_url(),
-        value: message.encode_to_vec(),
-    }
+    Any { type_url: M::type_url(), value: message.encode_to_vec() }
 }
 
 /// Decodes the message inside, or `None` when `any` holds another type.
@@ -40,15 +37,9 @@ mod tests {
 
     #[test]
     fn packs_and_unpacks() {
-        let cluster = Cluster {
-            name: "a".into(),
-            ..Default::default()
-        };
+        let cluster = Cluster { name: "a".into(), ..Default::default() };
         let any = pack(&cluster);
-        assert_eq!(
-            any.type_url,
-            "type.googleapis.com/envoy.config.cluster.v3.Cluster"
-        );
+        assert_eq!(any.type_url, "type.googleapis.com/envoy.config.cluster.v3.Cluster");
         assert_eq!(unpack::<Cluster>(&any).unwrap().unwrap(), cluster);
         assert!(unpack::<RouteConfiguration>(&any).is_none());
         assert!(is::<Cluster>(&Any {
@@ -60,18 +51,12 @@ mod tests {
     #[test]
     fn well_known_types_pack_too() {
         let any = pack(&"text".to_owned());
-        assert_eq!(
-            any.type_url,
-            "type.googleapis.com/google.protobuf.StringValue"
-        );
+        assert_eq!(any.type_url, "type.googleapis.com/google.protobuf.StringValue");
     }
 
     #[test]
     fn broken_bytes_are_an_error() {
-        let any = Any {
-            value: vec![0xff],
-            ..pack(&Cluster::default())
-        };
+        let any = Any { value: vec![0xff], ..pack(&Cluster::default()) };
         assert!(unpack::<Cluster>(&any).unwrap().is_err());
     }
 }

@@ -11,10 +11,7 @@ pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "
 /// The pool of all descriptors. The first call builds it (about 40 ms, 17 MB); later ones are free.
 pub fn pool() -> &'static DescriptorPool {
     static POOL: OnceLock<DescriptorPool> = OnceLock::new();
-    POOL.get_or_init(|| {
-        DescriptorPool::decode(FILE_DESCRIPTOR_SET)
-            .expect("protoc wrote this set in the same build")
-    })
+    POOL.get_or_init(|| DescriptorPool::decode(FILE_DESCRIPTOR_SET).expect("protoc wrote this set in the same build"))
 }
 
 #[cfg(test)]

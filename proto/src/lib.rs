@@ -31,13 +31,7 @@ pub use prost_types;
 
 // Generated code carries no docs: protoc is run without source info, as Envoy's comments hold examples that rustdoc
 // would take for doc tests.
-#[allow(
-    missing_docs,
-    deprecated,
-    clippy::all,
-    clippy::pedantic,
-    clippy::unwrap_used
-)]
+#[allow(missing_docs, deprecated, clippy::all, clippy::pedantic, clippy::unwrap_used)]
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/mod.rs"));
 }

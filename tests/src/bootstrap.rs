@@ -72,12 +72,14 @@ pub fn bootstrap(config: &Config<'_>) -> Value {
         Variant::Sotw => "GRPC",
     };
     let from_ads = json!({"ads": {}, "initial_fetch_timeout": "0s", "resource_api_version": "V3"});
-    let xds_at = json!({"socket_address": {"address": control_plane.ip().to_string(), "port_value": control_plane.port()}});
+    let xds_at =
+        json!({"socket_address": {"address": control_plane.ip().to_string(), "port_value": control_plane.port()}});
     let listeners = match interception {
         Interception::Redirect => json!([]),
         Interception::None => json!([inbound(pod)]),
     };
-    let mut clusters = vec![grpc_cluster("sds-grpc", &json!({"pipe": {"path": sds}})), grpc_cluster("xds-grpc", &xds_at)];
+    let mut clusters =
+        vec![grpc_cluster("sds-grpc", &json!({"pipe": {"path": sds}})), grpc_cluster("xds-grpc", &xds_at)];
     if interception == Interception::None {
         let at = json!({"socket_address": {"address": "127.0.0.1", "port_value": pod.port}});
         clusters.push(json!({"name": "app", "type": "STATIC", "load_assignment": assignment("app", &at)}));

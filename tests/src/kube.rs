@@ -75,7 +75,10 @@ pub fn objects(folder: &Path) -> Result<Vec<Value>> {
             }
             if path.is_dir() {
                 todo.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml" || extension == "json") {
+            } else if path
+                .extension()
+                .is_some_and(|extension| extension == "yaml" || extension == "yml" || extension == "json")
+            {
                 let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
                 found.extend(documents(&text));
             }
@@ -109,8 +112,11 @@ pub fn pods(objects: &[Value]) -> Vec<PodSpec> {
 
 fn pod(object: &Value) -> Option<PodSpec> {
     let labels = object.pointer("/metadata/labels").and_then(Value::as_object);
-    let labels: BTreeMap<String, String> =
-        labels.into_iter().flatten().filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect();
+    let labels: BTreeMap<String, String> = labels
+        .into_iter()
+        .flatten()
+        .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
+        .collect();
     let port = object.pointer("/spec/containers/0/ports/0/containerPort").and_then(Value::as_u64);
     Some(PodSpec {
         name: text(object, "/metadata/name")?.to_owned(),

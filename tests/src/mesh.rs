@@ -61,7 +61,10 @@ impl Mesh {
         let envoy = envoy::find(say)?;
         let binary = control_plane::binary(say)?;
         let network = Network::new(interception)?;
-        let files = tempfile::Builder::new().prefix(&format!("{}-", network.prefix())).tempdir().context("cannot make a folder")?;
+        let files = tempfile::Builder::new()
+            .prefix(&format!("{}-", network.prefix()))
+            .tempdir()
+            .context("cannot make a folder")?;
         // Sidecars run as another user.
         let open = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(files.path(), open).context("cannot open up the folder of the mesh")?;
@@ -136,7 +139,9 @@ impl Mesh {
         let mut labels = host.split('.');
         let (name, namespace) = (labels.next().unwrap_or_default(), labels.next().unwrap_or(&pod.spec.namespace));
         let services = kube::services(&kube::objects(&self.folder)?);
-        let service = services.get(&format!("{name}.{namespace}")).with_context(|| format!("the folder has no service {host}"))?;
+        let service = services
+            .get(&format!("{name}.{namespace}"))
+            .with_context(|| format!("the folder has no service {host}"))?;
         let to = if !pod.spec.sidecar {
             service.endpoint.with_context(|| format!("service {host} has no endpoint"))?
         } else if self.around.network.interception() == Interception::None {

@@ -91,7 +91,8 @@ pub fn prepare_in_place(say: Say) -> Result<Interception> {
 /// Starts this program once more as root of a user namespace. Returns only when that fails.
 fn enter_user_namespace() -> anyhow::Error {
     let Ok(program) = std::env::current_exe() else { return anyhow!("cannot find out which program this is") };
-    const NEEDED: &str = "neither root nor user namespaces are to be had, and the pods' network namespaces need one of them";
+    const NEEDED: &str =
+        "neither root nor user namespaces are to be had, and the pods' network namespaces need one of them";
     const NAMESPACES: [&str; 4] = ["--user", "--map-root-user", "--mount", "--net"];
     // Tried first, since after the real thing nobody is left to explain.
     if let Err(error) = run(Command::new("unshare").args(NAMESPACES).arg("true")) {
@@ -126,7 +127,10 @@ fn install_tools(say: Say) -> Result<()> {
     say(&format!("installing {} by apt-get, for the pods' network namespaces", missing.join(" and ")));
     let install = || {
         let mut command = Command::new("apt-get");
-        command.env("DEBIAN_FRONTEND", "noninteractive").args(["install", "--yes", "--no-install-recommends"]).args(&missing);
+        command
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .args(["install", "--yes", "--no-install-recommends"])
+            .args(&missing);
         run(&mut command)
     };
     // A fresh image has no package lists.
@@ -193,8 +197,12 @@ impl Netns {
                 job();
             }
         };
-        made.thread = Some(std::thread::Builder::new().name(name.clone()).spawn(live).context("cannot start a thread")?);
-        is_ready.recv().context("the namespace's thread died")?.with_context(|| format!("cannot enter namespace {name}"))?;
+        made.thread =
+            Some(std::thread::Builder::new().name(name.clone()).spawn(live).context("cannot start a thread")?);
+        is_ready
+            .recv()
+            .context("the namespace's thread died")?
+            .with_context(|| format!("cannot enter namespace {name}"))?;
         made.ip(&["link set lo up".into()])?;
         Ok(made)
     }
@@ -255,7 +263,10 @@ pub(crate) fn feed(command: &mut Command, input: &str) -> Result<()> {
     let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
     let mut child = child.with_context(|| format!("cannot run {name}"))?;
     if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(input.as_bytes()).and_then(|()| stdin.write_all(b"\n")).with_context(|| format!("cannot talk to {name}"))?;
+        stdin
+            .write_all(input.as_bytes())
+            .and_then(|()| stdin.write_all(b"\n"))
+            .with_context(|| format!("cannot talk to {name}"))?;
     }
     let output = child.wait_with_output().with_context(|| format!("cannot wait for {name}"))?;
     if !output.status.success() {
@@ -279,7 +290,11 @@ impl Network {
     pub fn new(interception: Interception) -> Result<Network> {
         let prefix = unique_prefix();
         let node = Netns::new(&prefix, "node")?;
-        node.ip(&["link add br0 type bridge".into(), format!("address add {NODE_IP}/16 dev br0"), "link set br0 up".into()])?;
+        node.ip(&[
+            "link add br0 type bridge".into(),
+            format!("address add {NODE_IP}/16 dev br0"),
+            "link set br0 up".into(),
+        ])?;
         Ok(Network { prefix, node, interception })
     }
 

@@ -62,7 +62,12 @@ impl Process {
     ///
     /// # Errors
     /// When the program cannot be started.
-    pub fn start(netns: &Netns, program: &Path, setup: impl FnOnce(&mut Command) + Send + 'static, user: Option<u32>) -> Result<Process> {
+    pub fn start(
+        netns: &Netns,
+        program: &Path,
+        setup: impl FnOnce(&mut Command) + Send + 'static,
+        user: Option<u32>,
+    ) -> Result<Process> {
         // setpriv sets what Rust's standard library cannot. The signal comes when the starting thread ends, so that must be
         // the namespace's own thread.
         let mut command = Command::new("setpriv");
@@ -134,7 +139,8 @@ impl Pod {
         let log = File::create(&self.log).context("cannot make the sidecar's log")?;
         // Access logs open /dev/stdout by its name, as the sidecar's user.
         use std::os::unix::fs::PermissionsExt as _;
-        fs::set_permissions(&self.log, fs::Permissions::from_mode(0o666)).context("cannot open up the sidecar's log")?;
+        fs::set_permissions(&self.log, fs::Permissions::from_mode(0o666))
+            .context("cannot open up the sidecar's log")?;
         let errors = log.try_clone().context("cannot share the sidecar's log")?;
         let setup = move |command: &mut Command| {
             command.arg("-c").arg(file).args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"]);
@@ -175,7 +181,9 @@ impl Pod {
         let reply = self.admin("/stats?usedonly").await?;
         let lines = reply.body.lines().filter_map(|line| line.rsplit_once(": "));
         let lines = lines.filter(|(name, _)| name.contains(contains));
-        Ok(lines.filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok().filter(|value| *value > 0)?))).collect())
+        Ok(lines
+            .filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok().filter(|value| *value > 0)?)))
+            .collect())
     }
 
     /// Envoy's dump of its configuration.
@@ -204,7 +212,9 @@ impl Pod {
             }
             Ok(())
         };
-        eventually(&format!("sidecar of {}", self.spec.name), patience, ask).await.with_context(|| format!("its log:\n{}", pod.log()))
+        eventually(&format!("sidecar of {}", self.spec.name), patience, ask)
+            .await
+            .with_context(|| format!("its log:\n{}", pod.log()))
     }
 
     /// What Envoy did not accept: rejected updates by stat, and resources with an error in the dump.
@@ -218,7 +228,9 @@ impl Pod {
         let mut found = Vec::new();
         // `update_failure` does not count: the stream may fail before the control plane is up.
         for stat in ["update_rejected", "listener_create_failure"] {
-            found.extend(self.stats(stat).await?.into_iter().map(|(name, n)| format!("{}: {name} = {n}", self.spec.name)));
+            found.extend(
+                self.stats(stat).await?.into_iter().map(|(name, n)| format!("{}: {name} = {n}", self.spec.name)),
+            );
         }
         find_errors(&self.config_dump().await?, &mut |error| found.push(format!("{}: {error}", self.spec.name)));
         Ok(found)

@@ -9,7 +9,10 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use rcgen::string::Ia5String;
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
+};
 use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
@@ -17,7 +20,9 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 use trysail_proto::any::pack;
 use trysail_proto::envoy::config::core::v3::{DataSource, data_source};
-use trysail_proto::envoy::extensions::transport_sockets::tls::v3::{CertificateValidationContext, Secret, TlsCertificate, secret};
+use trysail_proto::envoy::extensions::transport_sockets::tls::v3::{
+    CertificateValidationContext, Secret, TlsCertificate, secret,
+};
 use trysail_proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
@@ -85,7 +90,8 @@ pub fn serve(socket: &Path, identity: Identity) -> Result<JoinHandle<()>> {
     let everybody = std::fs::Permissions::from_mode(0o777);
     std::fs::set_permissions(socket, everybody).with_context(|| format!("cannot open up {}", socket.display()))?;
     let service = SecretDiscoveryServiceServer::new(Secrets { identity: Arc::new(identity) });
-    let server = tonic::transport::Server::builder().add_service(service).serve_with_incoming(UnixListenerStream::new(listener));
+    let server =
+        tonic::transport::Server::builder().add_service(service).serve_with_incoming(UnixListenerStream::new(listener));
     Ok(tokio::spawn(async move {
         let _ = server.await;
     }))
@@ -96,7 +102,10 @@ struct Secrets {
 }
 
 fn inline(pem: &str) -> Option<DataSource> {
-    Some(DataSource { specifier: Some(data_source::Specifier::InlineBytes(pem.as_bytes().to_vec())), ..Default::default() })
+    Some(DataSource {
+        specifier: Some(data_source::Specifier::InlineBytes(pem.as_bytes().to_vec())),
+        ..Default::default()
+    })
 }
 
 fn secret(identity: &Identity, name: &str) -> Option<Secret> {
@@ -122,7 +131,10 @@ impl SecretDiscoveryService for Secrets {
     type StreamSecretsStream = Answers<DiscoveryResponse>;
     type DeltaSecretsStream = Answers<DeltaDiscoveryResponse>;
 
-    async fn stream_secrets(&self, request: Request<Streaming<DiscoveryRequest>>) -> Result<Response<Self::StreamSecretsStream>, Status> {
+    async fn stream_secrets(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamSecretsStream>, Status> {
         let mut requests = request.into_inner();
         let identity = self.identity.clone();
         let (answers, stream) = tokio::sync::mpsc::channel(1);
@@ -138,7 +150,11 @@ impl SecretDiscoveryService for Secrets {
                     version_info: "1".into(),
                     nonce: answered.join(","),
                     type_url: request.type_url,
-                    resources: answered.iter().filter_map(|name| secret(&identity, name)).map(|secret| pack(&secret)).collect(),
+                    resources: answered
+                        .iter()
+                        .filter_map(|name| secret(&identity, name))
+                        .map(|secret| pack(&secret))
+                        .collect(),
                     ..Default::default()
                 };
                 if answers.send(Ok(answer)).await.is_err() {
@@ -149,7 +165,10 @@ impl SecretDiscoveryService for Secrets {
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
-    async fn delta_secrets(&self, _: Request<Streaming<DeltaDiscoveryRequest>>) -> Result<Response<Self::DeltaSecretsStream>, Status> {
+    async fn delta_secrets(
+        &self,
+        _: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaSecretsStream>, Status> {
         Err(Status::unimplemented("Istio's secret configuration asks for the state of the world"))
     }
 

@@ -45,8 +45,11 @@ async fn answer(mut who: Value, request: Request<Incoming>) -> Result<Response<F
         tokio::time::sleep(Duration::from_millis(delay)).await;
     }
     let status = number(STATUS).and_then(|status| u16::try_from(status).ok()).unwrap_or(200);
-    let headers: BTreeMap<&str, String> =
-        request.headers().iter().map(|(name, value)| (name.as_str(), String::from_utf8_lossy(value.as_bytes()).into_owned())).collect();
+    let headers: BTreeMap<&str, String> = request
+        .headers()
+        .iter()
+        .map(|(name, value)| (name.as_str(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+        .collect();
     who["path"] = json!(request.uri().path());
     who["headers"] = json!(headers);
     let mut response = Response::new(Full::new(Bytes::from(who.to_string())));
@@ -108,7 +111,8 @@ pub async fn call(from: &Netns, call: Call<'_>) -> Result<Reply> {
     let socket = from.enter(TcpSocket::new_v4).context("cannot make a socket")?;
     let exchange = async {
         let stream = socket.connect(to).await.with_context(|| format!("cannot connect to {to}"))?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.context("no HTTP")?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.context("no HTTP")?;
         let connection = tokio::spawn(connection);
         let mut request = Request::builder().method(method).uri(path).header("host", host);
         for (name, value) in headers {
@@ -121,10 +125,13 @@ pub async fn call(from: &Netns, call: Call<'_>) -> Result<Reply> {
         connection.abort();
         Ok::<_, anyhow::Error>((parts, body))
     };
-    let (parts, body) = tokio::time::timeout(PATIENCE, exchange).await.with_context(|| format!("{host}: no answer in {PATIENCE:?}"))??;
+    let (parts, body) = tokio::time::timeout(PATIENCE, exchange)
+        .await
+        .with_context(|| format!("{host}: no answer in {PATIENCE:?}"))??;
     let body = String::from_utf8_lossy(&body).into_owned();
     let headers = parts.headers.iter();
-    let headers = headers.map(|(name, value)| (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned()));
+    let headers =
+        headers.map(|(name, value)| (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned()));
     let who = serde_json::from_str(&body).unwrap_or_default();
     Ok(Reply { status: parts.status.as_u16(), headers: headers.collect(), body, who })
 }

@@ -4,6 +4,8 @@
 //! `UPDATE_FLOORS=1` raises it. `CORPUS_DIFF=TEXT` prints what differs in scenarios whose path contains the text (empty: in
 //! all); `TRYSAIL_CORPUS=DIR` names the corpus, which is else looked for beside the workspace.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect, helpers included")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -33,9 +35,12 @@ fn floors_file() -> PathBuf {
 /// `{group: {type: [equal, of]}}`
 fn read_floors() -> BTreeMap<Key, (usize, usize)> {
     let text = fs::read_to_string(floors_file()).unwrap_or_else(|_| "{}".into());
-    let groups: BTreeMap<String, BTreeMap<String, (usize, usize)>> = serde_json::from_str(&text).expect("floors.json is broken");
+    let groups: BTreeMap<String, BTreeMap<String, (usize, usize)>> =
+        serde_json::from_str(&text).expect("floors.json is broken");
     let entries = groups.into_iter();
-    entries.flat_map(|(group, types)| types.into_iter().map(move |(short, floor)| ((group.clone(), short), floor))).collect()
+    entries
+        .flat_map(|(group, types)| types.into_iter().map(move |(short, floor)| ((group.clone(), short), floor)))
+        .collect()
 }
 
 fn write_floors(floors: &BTreeMap<Key, (usize, usize)>) {
@@ -44,7 +49,8 @@ fn write_floors(floors: &BTreeMap<Key, (usize, usize)>) {
         groups.entry(group).or_default().insert(short, *floor);
     }
     // A line for each group: diffs of this file are read.
-    let lines: Vec<String> = groups.iter().map(|(group, types)| format!("  {}: {}", json!(group), json!(types))).collect();
+    let lines: Vec<String> =
+        groups.iter().map(|(group, types)| format!("  {}: {}", json!(group), json!(types))).collect();
     fs::write(floors_file(), format!("{{\n{}\n}}\n", lines.join(",\n"))).expect("floors.json is writable");
 }
 
@@ -92,7 +98,8 @@ fn conformance() {
             n_complete_core += usize::from(is_core);
         }
         for difference in &compared.differences {
-            let text = format!("{path} {} {}\n    {}", difference.file, difference.resource, difference.lines.join("\n    "));
+            let text =
+                format!("{path} {} {}\n    {}", difference.file, difference.resource, difference.lines.join("\n    "));
             if shown.as_ref().is_some_and(|part| path.contains(part.as_str())) {
                 println!("{text}");
             }
@@ -105,10 +112,18 @@ fn conformance() {
     counts.retain(|_, count| count.all() > 0);
     for ((group, short), count) in &counts {
         let Count { equal, different, missing, extra } = count;
-        println!("{:6.1}%  {equal:5}/{:<5} {group} {short} different={different} missing={missing} extra={extra}", count.share(), count.all());
+        println!(
+            "{:6.1}%  {equal:5}/{:<5} {group} {short} different={different} missing={missing} extra={extra}",
+            count.share(),
+            count.all()
+        );
     }
     let line = |what: &str, total: &Count, n_complete: usize, n: usize| {
-        println!("{what}: {:.2}% of {} resources equal; {n_complete}/{n} scenarios complete", total.share(), total.all());
+        println!(
+            "{what}: {:.2}% of {} resources equal; {n_complete}/{n} scenarios complete",
+            total.share(),
+            total.all()
+        );
     };
     line("core only", &total_core, n_complete_core, core.len());
     line("all", &total, n_complete, scenarios.len());
@@ -117,7 +132,15 @@ fn conformance() {
     let mut lost = Vec::new();
     for (key, floor) in &floors {
         let Some(count) = counts.get(key).filter(|count| fell(count, *floor)) else { continue };
-        lost.push(format!("{} {}: {} of {} equal, the floor is {} of {}", key.0, key.1, count.equal, count.all(), floor.0, floor.1));
+        lost.push(format!(
+            "{} {}: {} of {} equal, the floor is {} of {}",
+            key.0,
+            key.1,
+            count.equal,
+            count.all(),
+            floor.0,
+            floor.1
+        ));
         for text in differing.get(key).into_iter().flatten().take(MAX_SHOWN) {
             println!("{text}");
         }

@@ -3,6 +3,8 @@
 //! Each test has a mesh of its own in network namespaces of its own, so they run side by side. They need root; without it they
 //! say that they were skipped.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect, helpers included")]
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
@@ -201,15 +203,24 @@ async fn bookstore(test: &str, variant: Variant) {
     assert_eq!((reply.status, reply.said("version")), (404, "v1"), "the workload's own status comes through");
 
     // An endpoint is added: a second pod of v1.
-    let added = PodSpec { name: "reviews-v1-b".into(), ip: Ipv4Addr::new(10, 244, 1, 41), ..mesh.pod("reviews-v1").spec.clone() };
+    let added = PodSpec {
+        name: "reviews-v1-b".into(),
+        ip: Ipv4Addr::new(10, 244, 1, 41),
+        ..mesh.pod("reviews-v1").spec.clone()
+    };
     mesh.add(added).unwrap().ready(PATIENCE).await.unwrap();
     let endpoints = folder.read("reviews-endpoints.yaml");
-    folder.write("reviews-v1-b.yaml", &folder::pod_like(&folder.read("reviews.yaml"), "reviews-v1", "reviews-v1-b", "10.244.1.31", "10.244.1.41"));
+    folder.write(
+        "reviews-v1-b.yaml",
+        &folder::pod_like(&folder.read("reviews.yaml"), "reviews-v1", "reviews-v1-b", "10.244.1.31", "10.244.1.41"),
+    );
     folder.write("reviews-endpoints.yaml", &format!("{endpoints}{}", ENDPOINT));
     mesh.once("page-v1", "reviews", "the new pod answers", |reply| reply.said("pod") == "reviews-v1-b").await.unwrap();
     // And removed: only the first is left.
     folder.write("reviews-endpoints.yaml", &endpoints);
-    mesh.until("page-v1", "reviews", "only the first pod answers", |reply| reply.said("pod") == "reviews-v1").await.unwrap();
+    mesh.until("page-v1", "reviews", "only the first pod answers", |reply| reply.said("pod") == "reviews-v1")
+        .await
+        .unwrap();
 
     // Mutual TLS is permissive at first: a pod without a sidecar may call. Then it is strict.
     mesh.until("client", "details", "plaintext is let in", |reply| reply.status == 200).await.unwrap();
@@ -221,7 +232,10 @@ async fn bookstore(test: &str, variant: Variant) {
     };
     eventually("plaintext is refused", PATIENCE, refused).await.unwrap();
     mesh.until("page-v1", "details", "mutual TLS goes on", |reply| reply.status == 200).await.unwrap();
-    assert!(!mesh.pod("details-v1").stats("ssl.handshake").await.unwrap().is_empty(), "the server's sidecar counts handshakes");
+    assert!(
+        !mesh.pod("details-v1").stats("ssl.handshake").await.unwrap().is_empty(),
+        "the server's sidecar counts handshakes"
+    );
     finish(mesh).await;
 }
 

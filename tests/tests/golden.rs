@@ -4,6 +4,8 @@
 //! A case pins the types whose files it has, so that a case about routes does not hold thousands of lines of listeners. A new
 //! case gets all of them; delete those that it is not about.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect, helpers included")]
+
 use std::path::Path;
 use std::{env, fs};
 
@@ -34,7 +36,13 @@ fn golden() {
         }
         assert!(expected.is_dir(), "{} has no results; UPDATE_GOLDEN=1 writes them", scenario.display());
         for difference in corpus::compare(&expected, &actual).unwrap().differences {
-            wrong.push(format!("{} {} {}\n    {}", scenario.display(), difference.file, difference.resource, difference.lines.join("\n    ")));
+            wrong.push(format!(
+                "{} {} {}\n    {}",
+                scenario.display(),
+                difference.file,
+                difference.resource,
+                difference.lines.join("\n    ")
+            ));
         }
         // What is said about bad objects is part of the result.
         for (file, want, got) in texts(&expected, &actual) {
@@ -61,9 +69,16 @@ fn leave_only(expected: &Path, actual: &Path) {
 /// The diagnostics beside the resources, of either side.
 fn texts(expected: &Path, actual: &Path) -> Vec<(String, String, String)> {
     let proxies = fs::read_dir(actual).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
-    let files = std::iter::once("refused.txt".to_owned()).chain(proxies.flat_map(|proxy| ["gate", "diagnostics", "faults", "error"].map(|kind| format!("{proxy}/{kind}.txt"))));
+    let files =
+        std::iter::once("refused.txt".to_owned())
+            .chain(proxies.flat_map(|proxy| {
+                ["gate", "diagnostics", "faults", "error"].map(|kind| format!("{proxy}/{kind}.txt"))
+            }));
     let read = |root: &Path, file: &str| fs::read_to_string(root.join(file)).unwrap_or_default();
-    files.map(|file| (read(expected, &file), read(actual, &file), file)).map(|(want, got, file)| (file, want, got)).collect()
+    files
+        .map(|file| (read(expected, &file), read(actual, &file), file))
+        .map(|(want, got, file)| (file, want, got))
+        .collect()
 }
 
 fn copy(from: &Path, to: &Path) {

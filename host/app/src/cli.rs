@@ -203,7 +203,8 @@ mod tests {
 
     #[test]
     fn unknown_flags_of_the_server_are_tolerated() {
-        let (kept, unknown) = split("trysail discovery --log_output_level=default:info --configDir d --ctrlz_port 9 --native");
+        let (kept, unknown) =
+            split("trysail discovery --log_output_level=default:info --configDir d --ctrlz_port 9 --native");
         assert_eq!(kept, ["trysail", "discovery", "--configDir", "d", "--native"]);
         assert_eq!(unknown, ["--log_output_level", "--ctrlz_port"]);
         assert!(split("trysail render --nonsense x").1.is_empty(), "other commands say what is wrong");

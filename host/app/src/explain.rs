@@ -29,7 +29,8 @@ pub fn sidecar_of(pod: &Object) -> Result<Proxy> {
     });
     let Value::Object(metadata) = metadata else { unreachable!("written as an object above") };
     let id = format!("sidecar~{address}~{name}.{namespace}~{namespace}.svc.cluster.local");
-    Proxy::from_node(&id, metadata, Default::default()).with_context(|| format!("pod {namespace}/{name} has no sidecar"))
+    Proxy::from_node(&id, metadata, Default::default())
+        .with_context(|| format!("pod {namespace}/{name} has no sidecar"))
 }
 
 /// A field of a resource by a path such as `virtual_hosts[0].routes[0].route.cluster`, as JSON text.
@@ -48,7 +49,9 @@ fn at<'a>(value: &'a Value, path: &str) -> Option<&'a Value> {
             let (inside, after) = inner.split_once(']')?;
             let list = value.as_array()?;
             value = match inside.split_once('=') {
-                Some((key, wanted)) => list.iter().find(|entry| entry.get(key).and_then(Value::as_str) == Some(wanted))?,
+                Some((key, wanted)) => {
+                    list.iter().find(|entry| entry.get(key).and_then(Value::as_str) == Some(wanted))?
+                }
                 None => list.get(inside.parse::<usize>().ok()?)?,
             };
             rest = after.strip_prefix('.').unwrap_or(after);
@@ -86,7 +89,9 @@ pub fn explain(engine: &Arc<Engine>, proxy: &Proxy, short: &str, name: &str, pat
     let explained = engine.explain(proxy, &TypeUrl::from(type_url), name, path.map(|_| &extract as &_));
     let explanation = explained.with_context(|| format!("{} has no {short} resource {name:?}", proxy.id))?;
     let value = match path {
-        Some(path) => Some(value.into_inner().flatten().with_context(|| format!("{short} {name} has no field {path:?}"))?),
+        Some(path) => {
+            Some(value.into_inner().flatten().with_context(|| format!("{short} {name} has no field {path:?}"))?)
+        }
         None => None,
     };
     Ok(Answer { value, explanation })

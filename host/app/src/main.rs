@@ -54,8 +54,12 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Replay { file, native } => return on_a_big_stack(|| replay(&file, native)),
         Command::Component { module, out } => component(&module, &out)?,
         Command::Version { short, output } => match output {
-            None => println!("{}", if short { version::ISTIO.to_owned() } else { version::line().trim_end().to_owned() }),
-            Some(format) => print(&serde_json::json!({"version": version::ISTIO, "trysail": env!("CARGO_PKG_VERSION")}), format)?,
+            None => {
+                println!("{}", if short { version::ISTIO.to_owned() } else { version::line().trim_end().to_owned() })
+            }
+            Some(format) => {
+                print(&serde_json::json!({"version": version::ISTIO, "trysail": env!("CARGO_PKG_VERSION")}), format)?
+            }
         },
     }
     Ok(ExitCode::SUCCESS)
@@ -90,7 +94,10 @@ fn discovery(flags: DiscoveryFlags) -> Result<()> {
         bail!("--configDir is missing: reading from a Kubernetes cluster is not there yet");
     };
     if flags.registries.iter().any(|registry| !registry.is_empty()) {
-        bail!("--registries={}: no registry can be read yet; use --registries= with --configDir", flags.registries.join(","));
+        bail!(
+            "--registries={}: no registry can be read yet; use --registries= with --configDir",
+            flags.registries.join(",")
+        );
     }
     let config = server::Config {
         config_dir,
@@ -139,7 +146,9 @@ fn explain_command(flags: &ExplainFlags) -> Result<()> {
     let proxy = if let Some(pod) = &flags.pod {
         let (namespace, name) = pod.split_once('/').unwrap_or(("default", pod));
         let found = folder.objects.iter().find(|object| {
-            &*object.reference.kind == "Pod" && &*object.reference.namespace == namespace && &*object.reference.name == name
+            &*object.reference.kind == "Pod"
+                && &*object.reference.namespace == namespace
+                && &*object.reference.name == name
         });
         explain::sidecar_of(found.with_context(|| format!("there is no Pod {namespace}/{name} in the folder"))?)?
     } else {
@@ -154,14 +163,19 @@ fn explain_command(flags: &ExplainFlags) -> Result<()> {
     let options = Options { mode: mode(flags.native), audit_share: 0.0, ..Options::default() };
     let engine = pipeline::engine(&options, pipeline::stages(&options)?, Arc::new(FactsSnapshot::new(inputs)));
     if let Some(file) = &flags.record {
-        let [stage, function, args @ ..] = &flags.call[..] else { bail!("--record needs --call STAGE FUNCTION [ARGS]") };
+        let [stage, function, args @ ..] = &flags.call[..] else {
+            bail!("--record needs --call STAGE FUNCTION [ARGS]")
+        };
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let recording = engine.record(&proxy, stage, function, &args).with_context(|| format!("{stage}/{function} faulted"))?;
+        let recording =
+            engine.record(&proxy, stage, function, &args).with_context(|| format!("{stage}/{function} faulted"))?;
         std::fs::write(file, recording.to_json()).with_context(|| format!("cannot write {}", file.display()))?;
         println!("{} questions of {stage}/{function} recorded in {}", recording.asked.len(), file.display());
         return Ok(());
     }
-    let (Some(kind), Some(name)) = (&flags.kind, &flags.name) else { bail!("name a TYPE (cds, eds, lds, rds) and a RESOURCE") };
+    let (Some(kind), Some(name)) = (&flags.kind, &flags.name) else {
+        bail!("name a TYPE (cds, eds, lds, rds) and a RESOURCE")
+    };
     let answer = explain::explain(&engine, &proxy, kind, name, flags.field.as_deref())?;
     match flags.output {
         Some(format) => print(&explain::json(&answer), format),

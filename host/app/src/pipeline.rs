@@ -176,7 +176,8 @@ pub struct Loaded {
 pub fn load(options: &Options) -> Result<Loaded> {
     match options.mode {
         Mode::Native => {
-            let native = |(name, code): (&str, _)| Arc::new(Native::new(name, NativeCode::Stage(code))) as Arc<dyn Guest>;
+            let native =
+                |(name, code): (&str, _)| Arc::new(Native::new(name, NativeCode::Stage(code))) as Arc<dyn Guest>;
             Ok(Loaded { stages: NATIVE.into_iter().map(native).collect(), runtime: None })
         }
         Mode::Sandboxed => sandboxed(options),
@@ -195,7 +196,9 @@ pub fn stages(options: &Options) -> Result<Vec<Arc<dyn Guest>>> {
 fn sandboxed(options: &Options) -> Result<Loaded> {
     let runtime = Runtime::new(RuntimeConfig { cache: options.cache.clone() }, queries())?;
     let load = |builtin: &trysail_bundle::Builtin| {
-        runtime.stage(builtin.name, builtin.component).with_context(|| format!("cannot load the built-in stage {}", builtin.name))
+        runtime
+            .stage(builtin.name, builtin.component)
+            .with_context(|| format!("cannot load the built-in stage {}", builtin.name))
     };
     let stages = trysail_bundle::BUILTINS.iter().map(load).collect::<Result<_>>()?;
     Ok(Loaded { stages, runtime: Some(runtime) })

@@ -12,8 +12,8 @@ use trysail_facts::FactsSnapshot;
 use trysail_facts::inputs::{Inputs, Settings};
 use trysail_model::ids::type_urls;
 use trysail_model::{Proxy, TypeUrl, View, Watched};
-use trysail_stages::guest::Guest;
 use trysail_stages::Engine;
+use trysail_stages::guest::Guest;
 
 use crate::pipeline::{self, Options};
 
@@ -52,7 +52,8 @@ fn scripted(entry: &Value) -> Result<Scripted> {
         keys.into_iter().filter_map(|key| locality?.get(key)?.as_str()).next().unwrap_or_default().to_owned()
     };
     let locality = [part(["region", "region"]), part(["zone", "zone"]), part(["sub_zone", "subZone"])];
-    let name_table = metadata.get("DNS_CAPTURE").is_some_and(|v| v.as_bool() == Some(true) || v.as_str() == Some("true"));
+    let name_table =
+        metadata.get("DNS_CAPTURE").is_some_and(|v| v.as_bool() == Some(true) || v.as_str() == Some("true"));
     let mut request = BTreeMap::new();
     for (kind, names) in entry.get("request").and_then(Value::as_object).into_iter().flatten() {
         let names = names.as_array().into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned));
@@ -65,9 +66,11 @@ fn scripted(entry: &Value) -> Result<Scripted> {
 pub fn inputs(folder: &Folder) -> Inputs {
     let value = |value: &Option<Arc<Value>>| value.as_ref().map_or(Value::Null, |value| (**value).clone());
     let env = value(&folder.settings.env);
-    let env = env.as_object().into_iter().flatten().map(|(name, value)| {
-        (name.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned))
-    });
+    let env = env
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(name, value)| (name.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned)));
     Inputs {
         objects: folder.objects.clone(),
         mesh: value(&folder.settings.mesh),
@@ -144,7 +147,13 @@ pub fn views(engine: &Arc<Engine>, scripted: &Scripted, proxy: &Proxy) -> Views 
 ///
 /// # Errors
 /// When the folder cannot be read or the output not be written. Refused documents are no error.
-pub fn scenario(options: &Options, stages: &[Arc<dyn Guest>], folder: &Path, proxies_file: Option<&Path>, out: &Path) -> Result<Rendered> {
+pub fn scenario(
+    options: &Options,
+    stages: &[Arc<dyn Guest>],
+    folder: &Path,
+    proxies_file: Option<&Path>,
+    out: &Path,
+) -> Result<Rendered> {
     let config = trysail_discovery::Config::scenario();
     let loaded = load_folder(folder, &config).with_context(|| format!("cannot read {}", folder.display()))?;
     let document = match proxies_file {

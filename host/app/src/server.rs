@@ -171,7 +171,8 @@ pub async fn run(
             ..trysail_xds::Config::default()
         },
     );
-    let report = Arc::new(Mutex::new(Report { folder: first.status.clone(), plugins: Vec::new(), revision: engine.revision() }));
+    let report =
+        Arc::new(Mutex::new(Report { folder: first.status.clone(), plugins: Vec::new(), revision: engine.revision() }));
     let running = Running { engine: engine.clone(), xds: xds.clone(), report: report.clone(), registry, addresses };
     let plugins = plugins.map(|folder| Arc::new(Mutex::new(folder)));
     let committer = Arc::new(Committer {
@@ -184,34 +185,41 @@ pub async fn run(
         terminal: terminal.clone(),
         settings: Mutex::new(first.settings.clone()),
         served: Mutex::new(engine.revision()),
+        collected: Mutex::new(0),
     });
     if plugins.is_some() {
         committer.scan_plugins();
     }
-    poll(&config, plugins.is_some(), events_tx);
+    poll(&committer, events_tx)?;
 
     let running = Arc::new(running);
-    let pages = [(http, false), (monitoring, true)].map(|(listener, metrics)| {
-        tokio::spawn(crate::pages::serve(listener, running.clone(), metrics))
-    });
+    let pages = [(http, false), (monitoring, true)]
+        .map(|(listener, metrics)| tokio::spawn(crate::pages::serve(listener, running.clone(), metrics)));
     started(&running);
     terminal.say(&format!("xDS on {}, ready on {}, metrics on {}", addresses[0], addresses[1], addresses[2]));
 
     let pushing = {
         let (xds, metrics) = (xds.clone(), metrics);
-        debounce::run(debouncing, events_rx, |all: &mut Vec<Event>, more| all.extend(more), move |batch| {
-            let (xds, metrics, committer) = (xds.clone(), metrics.clone(), committer.clone());
-            async move {
-                metrics.debounced(batch.waited);
-                let since = batch.since.into_std();
-                let committed = tokio::task::spawn_blocking(move || committer.commit(batch.changes)).await;
-                match committed {
-                    Ok(Some((revision, reasons))) => xds.notify(PushInfo { revision, reasons, since, forced: false }),
-                    Ok(None) => {}
-                    Err(panic) => tracing::error!(%panic, "a change could not be taken in; what was served stays"),
+        debounce::run(
+            debouncing,
+            events_rx,
+            |all: &mut Vec<Event>, more| all.extend(more),
+            move |batch| {
+                let (xds, metrics, committer) = (xds.clone(), metrics.clone(), committer.clone());
+                async move {
+                    metrics.debounced(batch.waited);
+                    let since = batch.since.into_std();
+                    let committed = tokio::task::spawn_blocking(move || committer.commit(batch.changes)).await;
+                    match committed {
+                        Ok(Some((revision, reasons))) => {
+                            xds.notify(PushInfo { revision, reasons, since, forced: false })
+                        }
+                        Ok(None) => {}
+                        Err(panic) => tracing::error!(%panic, "a change could not be taken in; what was served stays"),
+                    }
                 }
-            }
-        })
+            },
+        )
     };
     let stopping = xds.clone();
     tokio::select! {
@@ -243,34 +251,37 @@ fn watch(config: &Config, events: mpsc::UnboundedSender<Vec<Event>>) -> Result<(
         }
     };
     let folder = &config.config_dir;
-    let source = FolderSource::start(folder, discovery, on_change).with_context(|| format!("cannot read --configDir {}", folder.display()))?;
+    let source = FolderSource::start(folder, discovery, on_change)
+        .with_context(|| format!("cannot read --configDir {}", folder.display()))?;
     let first = first_rx.recv().context("the folder's first state never came")?;
     Ok((source, first))
 }
 
-/// Looks for changes of single files and of plugins: a few `stat` calls, four times a second.
-fn poll(config: &Config, plugins: bool, events: mpsc::UnboundedSender<Vec<Event>>) {
+/// Looks for changes of single files and of plugins: a few `stat` calls, four times a second, on a thread of their own, since
+/// a new plugin has to be compiled.
+fn poll(committer: &Arc<Committer>, events: mpsc::UnboundedSender<Vec<Event>>) -> Result<()> {
+    let committer = Arc::downgrade(committer);
     let stamp = |path: &PathBuf| std::fs::metadata(path).and_then(|m| m.modified()).ok();
-    let files = [config.mesh_config.clone(), config.networks_config.clone()];
-    let mut last = files.each_ref().map(stamp);
-    tokio::spawn(async move {
-        let mut ticks = tokio::time::interval(Duration::from_millis(250));
-        loop {
-            ticks.tick().await;
-            let now = files.each_ref().map(stamp);
+    let mut last = None;
+    let run = move || {
+        while let Some(committer) = committer.upgrade() {
+            let now = [&committer.config.mesh_config, &committer.config.networks_config].map(stamp);
             let mut found = Vec::new();
-            if now != last {
-                last = now;
+            if last.replace(now).is_some_and(|last| last != now) {
                 found.push(Event::Files);
             }
-            if plugins {
+            if committer.scan_plugins() {
                 found.push(Event::Plugins);
             }
             if !found.is_empty() && events.send(found).is_err() {
                 return;
             }
+            drop(committer);
+            std::thread::sleep(Duration::from_millis(250));
         }
-    });
+    };
+    let spawned = std::thread::Builder::new().name("files".into()).spawn(run);
+    spawned.context("cannot start a thread").map(drop)
 }
 
 /// The files beside the folder.
@@ -284,7 +295,9 @@ impl Files {
         let read = |path: &PathBuf| {
             let text = std::fs::read_to_string(path).ok()?;
             serde_yaml_ng::from_str(&text)
-                .inspect_err(|error| tracing::error!(file = %path.display(), %error, "not YAML; the last good version stays"))
+                .inspect_err(
+                    |error| tracing::error!(file = %path.display(), %error, "not YAML; the last good version stays"),
+                )
                 .ok()
         };
         Files { mesh: read(&config.mesh_config), networks: read(&config.networks_config) }
@@ -311,7 +324,12 @@ struct Committer {
     terminal: Arc<Terminal>,
     /// The newest revision that the streams were told of.
     served: Mutex<u64>,
+    /// Nodes put together until the last collection.
+    collected: Mutex<u64>,
 }
+
+/// Nodes put together between two collections.
+const COLLECT_AFTER: u64 = 20_000;
 
 impl Committer {
     /// Commits what happened. The new revision and why, or nothing when no answer can have moved.
@@ -330,11 +348,7 @@ impl Committer {
                     self.report.lock().folder = folder.status.clone();
                 }
                 Event::Settled => reasons.push("unknown".to_owned()),
-                Event::Plugins => {
-                    if self.scan_plugins() {
-                        reasons.push("global".to_owned());
-                    }
-                }
+                Event::Plugins => reasons.push("global".to_owned()),
                 Event::Files => {
                     let fresh = Files::read(&self.config);
                     let mut files = self.files.lock();
@@ -363,13 +377,23 @@ impl Committer {
             *snapshot = next;
             self.terminal.advanced(&advance);
         }
-        // What was made for proxies that are gone, and for states that are past.
-        self.engine.collect(4);
+        self.collect();
         let revision = self.engine.revision();
         self.report.lock().revision = revision;
         // A slow call's end has moved the revision before it was told here.
         let served = std::mem::replace(&mut *self.served.lock(), revision);
         (revision != served).then_some((revision, reasons))
+    }
+
+    /// Drops what was made for proxies that are gone and states that are past, once there is enough of it to be worth a look
+    /// at everything.
+    fn collect(&self) {
+        let made = self.engine.counters().read().assembled;
+        let mut collected = self.collected.lock();
+        if made.saturating_sub(*collected) > COLLECT_AFTER {
+            *collected = made;
+            self.engine.collect(2);
+        }
     }
 
     fn take(&self, folder: &Change, objects: &mut BTreeMap<ObjectRef, Option<Arc<trysail_model::Object>>>) {

@@ -52,7 +52,11 @@ impl Terminal {
     /// What a folder held at the start.
     pub fn loaded(&self, folder: &Path, status: &Status) {
         let kinds: Vec<String> = status.kinds.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
-        self.say(&format!("loaded {}: {}", folder.display(), if kinds.is_empty() { "nothing".into() } else { kinds.join(", ") }));
+        self.say(&format!(
+            "loaded {}: {}",
+            folder.display(),
+            if kinds.is_empty() { "nothing".into() } else { kinds.join(", ") }
+        ));
         for (kind, n) in &status.unread_kinds {
             self.say(&format!("not read by any stage yet: {n} {kind}"));
         }
@@ -67,7 +71,8 @@ impl Terminal {
     /// What a change moved.
     pub fn advanced(&self, advance: &Advance) {
         let Advance { revision, reanswered, moved, dirty } = advance;
-        let mut line = format!("revision {revision}: {} of {reanswered} answers moved, {dirty} calls concerned", moved.len());
+        let mut line =
+            format!("revision {revision}: {} of {reanswered} answers moved, {dirty} calls concerned", moved.len());
         for query in moved.iter().take(NAMED) {
             line.push_str(&format!("\n            {query}"));
         }

@@ -225,7 +225,8 @@ fn traffic_policy(dice: &mut Dice) -> Value {
 fn service(dice: &mut Dice) -> Value {
     let selector = json!({"app": dice.pick(&NAMES)});
     let selector = if dice.one_in(4) { Value::Null } else { selector };
-    let mut spec = json!({"type": "ClusterIP", "clusterIP": dice.pick(&VIRTUAL), "ports": ports(dice), "selector": selector});
+    let mut spec =
+        json!({"type": "ClusterIP", "clusterIP": dice.pick(&VIRTUAL), "ports": ports(dice), "selector": selector});
     match dice.below(8) {
         0 => return json!({"type": "ExternalName", "externalName": dice.pick(&HOSTS[..5]), "ports": ports(dice)}),
         1 => spec["clusterIP"] = json!("None"),
@@ -345,7 +346,9 @@ fn body(kind: &str, dice: &mut Dice) -> Value {
                 "conditions": [{"type": "Ready", "status": dice.pick(&["True", "False"])}],
             });
         }
-        "Node" => body["status"] = json!({"addresses": [{"type": "ExternalIP", "address": dice.pick(&["1.1.1.1", ""])}]}),
+        "Node" => {
+            body["status"] = json!({"addresses": [{"type": "ExternalIP", "address": dice.pick(&["1.1.1.1", ""])}]})
+        }
         "EndpointSlice" => {
             body["addressType"] = json!("IPv4");
             body["endpoints"] = (0..dice.below(4)).map(|_| slice_member(dice)).collect();
@@ -448,7 +451,8 @@ fn served(engine: &Arc<Engine>, scripted: &Scripted) -> (Resources, Vec<String>)
 /// The first resource that differs, for a person.
 fn difference(here: &Resources, cold: &Resources) -> String {
     let printed = |key: &(&str, String), all: &Resources| {
-        let url = type_urls::PUSH_ORDER.into_iter().find(|url| type_urls::short(url) == Some(key.0)).unwrap_or_default();
+        let url =
+            type_urls::PUSH_ORDER.into_iter().find(|url| type_urls::short(url) == Some(key.0)).unwrap_or_default();
         all.get(key).map_or("nothing".to_owned(), |bytes| match trysail_codec::json::to_json(url, bytes) {
             Ok(json) => format!("{json:#}"),
             Err(error) => format!("unreadable: {error}"),
@@ -546,7 +550,9 @@ impl<'a> Model<'a> {
         self.connections();
         if self.dice.one_in(7) {
             let spare = self.dice.below(5);
-            self.engines.iter().for_each(|engine| drop(engine.collect(spare)));
+            for engine in &self.engines {
+                engine.collect(spare);
+            }
         }
         self.compare(&change);
     }

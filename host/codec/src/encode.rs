@@ -25,12 +25,7 @@ struct Shape {
 
 impl From<&FieldDescriptor> for Shape {
     fn from(field: &FieldDescriptor) -> Self {
-        Self {
-            number: field.number(),
-            kind: field.kind(),
-            is_packed: field.is_packed(),
-            is_group: field.is_group(),
-        }
+        Self { number: field.number(), kind: field.kind(), is_packed: field.is_packed(), is_group: field.is_group() }
     }
 }
 
@@ -46,10 +41,8 @@ impl From<&ExtensionDescriptor> for Shape {
 }
 
 fn encode_message(message: &DynamicMessage, buf: &mut Vec<u8>) {
-    let mut fields: Vec<(u32, FieldDescriptor, &Value)> = message
-        .fields()
-        .map(|(field, value)| (position(&field), field, value))
-        .collect();
+    let mut fields: Vec<(u32, FieldDescriptor, &Value)> =
+        message.fields().map(|(field, value)| (position(&field), field, value)).collect();
     fields.sort_by_key(|(position, ..)| *position);
     for (_, field, value) in fields {
         encode_field(&Shape::from(&field), value, buf);
@@ -174,9 +167,7 @@ mod tests {
     use super::*;
 
     fn reencode<M: Message + Name>(message: &M) -> Vec<u8> {
-        let descriptor = descriptors::pool()
-            .get_message_by_name(&M::full_name())
-            .unwrap();
+        let descriptor = descriptors::pool().get_message_by_name(&M::full_name()).unwrap();
         to_bytes(&DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice()).unwrap())
     }
 
@@ -185,14 +176,9 @@ mod tests {
         let names = || ["z", "a", "m", "", "b"].map(str::to_owned);
         let cluster = Cluster {
             name: "a".into(),
-            connect_timeout: Some(prost_types::Duration {
-                seconds: -1,
-                nanos: -5,
-            }),
+            connect_timeout: Some(prost_types::Duration { seconds: -1, nanos: -5 }),
             metadata: Some(Metadata {
-                filter_metadata: names()
-                    .map(|name| (name, prost_types::Struct::default()))
-                    .into(),
+                filter_metadata: names().map(|name| (name, prost_types::Struct::default())).into(),
                 ..Default::default()
             }),
             ..Default::default()
@@ -208,9 +194,7 @@ mod tests {
 
     #[test]
     fn unknown_fields_stay() {
-        let descriptor = descriptors::pool()
-            .get_message_by_name("istio.workload.Locality")
-            .unwrap();
+        let descriptor = descriptors::pool().get_message_by_name("istio.workload.Locality").unwrap();
         let bytes = [0x0a, 1, b'r', 0xf8, 0x07, 5];
         let message = DynamicMessage::decode(descriptor, bytes.as_slice()).unwrap();
         assert_eq!(to_bytes(&message), bytes);

@@ -48,11 +48,7 @@ pub fn validate(message_name: &str, bytes: &[u8]) -> Result<(), Vec<Violation>> 
                 json::JsonError::UnknownMessage { .. } => "type",
                 _ => "decode",
             };
-            Err(vec![Violation {
-                path: String::new(),
-                rule,
-                message: error.to_string(),
-            }])
+            Err(vec![Violation { path: String::new(), rule, message: error.to_string() }])
         }
     }
 }
@@ -63,20 +59,8 @@ pub fn validate(message_name: &str, bytes: &[u8]) -> Result<(), Vec<Violation>> 
 /// As [`validate`].
 pub fn validate_message(message: &DynamicMessage) -> Result<(), Vec<Violation>> {
     let mut violations = Vec::new();
-    judge(
-        message,
-        &Place {
-            outer: None,
-            step: None,
-        },
-        0,
-        &mut violations,
-    );
-    if violations.is_empty() {
-        Ok(())
-    } else {
-        Err(violations)
-    }
+    judge(message, &Place { outer: None, step: None }, 0, &mut violations);
+    if violations.is_empty() { Ok(()) } else { Err(violations) }
 }
 
 /// Where the walk is: a list that grows inwards on the stack, and becomes text only for a violation.
@@ -89,10 +73,7 @@ struct Place<'a> {
 
 impl<'a> Place<'a> {
     fn at(&'a self, step: &'a Step<'a>) -> Place<'a> {
-        Place {
-            outer: Some(self),
-            step: Some(step),
-        }
+        Place { outer: Some(self), step: Some(step) }
     }
 
     fn render(&self) -> String {
@@ -104,21 +85,12 @@ impl<'a> Place<'a> {
     }
 
     fn violation(&self, rule: &'static str, message: impl Into<String>) -> Violation {
-        Violation {
-            path: self.render(),
-            rule,
-            message: message.into(),
-        }
+        Violation { path: self.render(), rule, message: message.into() }
     }
 }
 
 /// Rules of this message, then what it holds.
-fn judge(
-    message: &DynamicMessage,
-    place: &Place<'_>,
-    depth: usize,
-    violations: &mut Vec<Violation>,
-) {
+fn judge(message: &DynamicMessage, place: &Place<'_>, depth: usize, violations: &mut Vec<Violation>) {
     let descriptor = message.descriptor();
     if descriptor.full_name() == "google.protobuf.Any" {
         judge_any(message, place, depth, violations);
@@ -135,11 +107,7 @@ fn judge(
         for oneof in &plan.required_oneofs {
             if !oneof.fields().any(|field| message.has_field(&field)) {
                 let step = Step::Field(oneof.name());
-                violations.push(
-                    place
-                        .at(&step)
-                        .violation("oneof.required", "one of its fields must be set"),
-                );
+                violations.push(place.at(&step).violation("oneof.required", "one of its fields must be set"));
             }
         }
     }
@@ -167,10 +135,8 @@ fn judge_value(value: &Value, place: &Place<'_>, depth: usize, violations: &mut 
         }
         Value::Map(entries) => {
             // In the order of keys, as a hash map has none that lasts.
-            let mut messages: Vec<(&MapKey, &DynamicMessage)> = entries
-                .iter()
-                .filter_map(|(key, value)| value.as_message().map(|message| (key, message)))
-                .collect();
+            let mut messages: Vec<(&MapKey, &DynamicMessage)> =
+                entries.iter().filter_map(|(key, value)| value.as_message().map(|message| (key, message))).collect();
             messages.sort_unstable_by(|a, b| a.0.cmp(b.0));
             for (key, message) in messages {
                 let key = key_text(key);
@@ -182,12 +148,7 @@ fn judge_value(value: &Value, place: &Place<'_>, depth: usize, violations: &mut 
     }
 }
 
-fn judge_any(
-    any: &DynamicMessage,
-    place: &Place<'_>,
-    depth: usize,
-    violations: &mut Vec<Violation>,
-) {
+fn judge_any(any: &DynamicMessage, place: &Place<'_>, depth: usize, violations: &mut Vec<Violation>) {
     let (type_url, bytes) = json::any_parts(any);
     let Some(descriptor) = find_message(&type_url) else {
         return;
@@ -198,9 +159,7 @@ fn judge_any(
     }
     match DynamicMessage::decode(descriptor, bytes.as_slice()) {
         Ok(message) => judge(&message, place, depth + 1, violations),
-        Err(error) => {
-            violations.push(place.violation("decode", format!("not a {type_url}: {error}")))
-        }
+        Err(error) => violations.push(place.violation("decode", format!("not a {type_url}: {error}"))),
     }
 }
 

@@ -132,10 +132,7 @@ pub fn from_json(message_name: &str, json: &Value, options: Options) -> Result<V
 /// As [`from_json`].
 pub fn parse(message_name: &str, json: &Value, options: Options) -> Result<Parsed, JsonError> {
     let (message, unknown_fields) = parse_message(message_name, json, options)?;
-    Ok(Parsed {
-        bytes: encode::to_bytes(&message),
-        unknown_fields,
-    })
+    Ok(Parsed { bytes: encode::to_bytes(&message), unknown_fields })
 }
 
 /// As [`parse`], for who goes on working with the message.
@@ -147,9 +144,8 @@ pub fn parse_message(
     json: &Value,
     options: Options,
 ) -> Result<(DynamicMessage, Vec<String>), JsonError> {
-    let descriptor = find_message(message_name).ok_or_else(|| JsonError::UnknownMessage {
-        name: message_name.to_owned(),
-    })?;
+    let descriptor =
+        find_message(message_name).ok_or_else(|| JsonError::UnknownMessage { name: message_name.to_owned() })?;
     parse::document(&descriptor, json, options)
 }
 
@@ -158,9 +154,7 @@ pub fn parse_message(
 /// # Errors
 /// The type is unknown, or the bytes are not of that type.
 pub fn decode(type_url: &str, bytes: &[u8]) -> Result<DynamicMessage, JsonError> {
-    let descriptor = find_message(type_url).ok_or_else(|| JsonError::UnknownMessage {
-        name: type_url.to_owned(),
-    })?;
+    let descriptor = find_message(type_url).ok_or_else(|| JsonError::UnknownMessage { name: type_url.to_owned() })?;
     let name = descriptor.full_name().to_owned();
     DynamicMessage::decode(descriptor, bytes).map_err(|source| JsonError::Decode { name, source })
 }

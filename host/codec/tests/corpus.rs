@@ -21,10 +21,7 @@ const TYPES: &[(&str, &str)] = &[
     ("lds.json", "envoy.config.listener.v3.Listener"),
     ("rds.json", "envoy.config.route.v3.RouteConfiguration"),
     ("ecds.json", "envoy.config.core.v3.TypedExtensionConfig"),
-    (
-        "sds.json",
-        "envoy.extensions.transport_sockets.tls.v3.Secret",
-    ),
+    ("sds.json", "envoy.extensions.transport_sockets.tls.v3.Secret"),
     ("nds.json", "istio.networking.nds.v1.NameTable"),
     ("wds.json", "istio.workload.Address"),
     ("authorization.json", "istio.security.Authorization"),
@@ -66,16 +63,11 @@ fn for_each(mut check: impl FnMut(Recorded)) -> Option<usize> {
                 continue;
             };
             let text = fs::read(&path).expect("the file was just listed");
-            let resources: Vec<Value> =
-                serde_json::from_slice(&text).expect("a recording is a list");
+            let resources: Vec<Value> = serde_json::from_slice(&text).expect("a recording is a list");
             for json in resources {
                 count += 1;
                 let path = path.clone();
-                check(Recorded {
-                    path,
-                    type_name,
-                    json,
-                });
+                check(Recorded { path, type_name, json });
             }
         }
     }
@@ -92,12 +84,8 @@ fn document(json: &Value) -> Value {
 }
 
 fn bytes_of(resource: &Recorded) -> Vec<u8> {
-    json::from_json(
-        resource.type_name,
-        &document(&resource.json),
-        Options::default(),
-    )
-    .unwrap_or_else(|error| panic!("{}: {error}", resource.path.display()))
+    json::from_json(resource.type_name, &document(&resource.json), Options::default())
+        .unwrap_or_else(|error| panic!("{}: {error}", resource.path.display()))
 }
 
 #[test]
@@ -107,12 +95,7 @@ fn json_round_trips() {
         let expected = document(&resource.json);
         let printed = json::to_json(resource.type_name, &bytes_of(&resource)).unwrap();
         // As text: order of keys and spelling of numbers count as well.
-        assert_eq!(
-            printed.to_string(),
-            expected.to_string(),
-            "{}",
-            resource.path.display()
-        );
+        assert_eq!(printed.to_string(), expected.to_string(), "{}", resource.path.display());
         *per_type.entry(resource.type_name).or_default() += 1;
     });
     println!("round trips: {total:?} {per_type:?}");
@@ -126,17 +109,11 @@ fn bytes_are_those_of_generated_types() {
     for_each(|resource| {
         let (name, bytes) = (resource.type_name, bytes_of(&resource));
         let typed = reencode::<envoy::config::cluster::v3::Cluster>(name, &bytes)
-            .or_else(|| {
-                reencode::<envoy::config::endpoint::v3::ClusterLoadAssignment>(name, &bytes)
-            })
+            .or_else(|| reencode::<envoy::config::endpoint::v3::ClusterLoadAssignment>(name, &bytes))
             .or_else(|| reencode::<envoy::config::listener::v3::Listener>(name, &bytes))
             .or_else(|| reencode::<envoy::config::route::v3::RouteConfiguration>(name, &bytes))
-            .or_else(|| {
-                reencode::<envoy::extensions::transport_sockets::tls::v3::Secret>(name, &bytes)
-            })
-            .or_else(|| {
-                reencode::<trysail_proto::istio::networking::nds::v1::NameTable>(name, &bytes)
-            })
+            .or_else(|| reencode::<envoy::extensions::transport_sockets::tls::v3::Secret>(name, &bytes))
+            .or_else(|| reencode::<trysail_proto::istio::networking::nds::v1::NameTable>(name, &bytes))
             .or_else(|| reencode::<trysail_proto::istio::workload::Address>(name, &bytes))
             .or_else(|| reencode::<trysail_proto::istio::security::Authorization>(name, &bytes));
         if let Some(typed) = typed {
@@ -167,12 +144,7 @@ fn gate_passes_what_istiod_sends() {
         };
         rejected += 1;
         for violation in violations {
-            let last_step = violation
-                .path
-                .rsplit('.')
-                .next()
-                .unwrap_or_default()
-                .to_owned();
+            let last_step = violation.path.rsplit('.').next().unwrap_or_default().to_owned();
             assert!(
                 KNOWN_BREACHES.contains(&(violation.rule, last_step.as_str())),
                 "{}: {violation}",

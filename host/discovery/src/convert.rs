@@ -35,10 +35,7 @@ pub struct Violation {
 impl Violation {
     /// Says what is wrong with a field.
     pub fn new(field: impl Into<String>, reason: impl Into<String>) -> Self {
-        Violation {
-            field: field.into(),
-            reason: reason.into(),
-        }
+        Violation { field: field.into(), reason: reason.into() }
     }
 }
 
@@ -66,12 +63,7 @@ impl Claim {
             reason: violation.reason,
             kept_last_good: false,
         };
-        Claim {
-            document: 0,
-            reference: None,
-            object: None,
-            refusals: vec![refusal],
-        }
+        Claim { document: 0, reference: None, object: None, refusals: vec![refusal] }
     }
 }
 
@@ -100,20 +92,9 @@ pub fn read_file(path: &str, text: &str, config: &Config) -> FileInput {
     for document in parse::parse_documents(text) {
         match document {
             Err(error) => input.claims.push(broken(path, &error)),
-            Ok(Document {
-                index,
-                value,
-                duplicates,
-                ..
-            }) => {
+            Ok(Document { index, value, duplicates, .. }) => {
                 let duplicates = duplicates.iter().map(twice).collect();
-                let mut reader = Reader {
-                    path,
-                    document: index,
-                    config,
-                    duplicates,
-                    input: &mut input,
-                };
+                let mut reader = Reader { path, document: index, config, duplicates, input: &mut input };
                 match setting {
                     Some(kind) if !is_object(&value) => reader.setting(kind, "file", "", value, ""),
                     _ => reader.object(value, "", 0),
@@ -150,12 +131,7 @@ fn broken(path: &str, error: &SyntaxError) -> Claim {
         reason: error.to_string(),
         kept_last_good: false,
     };
-    Claim {
-        document: error.index,
-        reference: None,
-        object: None,
-        refusals: vec![refusal],
-    }
+    Claim { document: error.index, reference: None, object: None, refusals: vec![refusal] }
 }
 
 fn twice(duplicate: &Duplicate) -> Violation {
@@ -179,22 +155,12 @@ impl Reader<'_> {
     /// Reads an object, or each item of a `List`; `prefix` is the item's place in its list.
     fn object(&mut self, mut value: Value, prefix: &str, nesting: usize) {
         if !value.is_object() {
-            return self.unnamed(
-                prefix,
-                format!("an object must be a mapping, this is {}", type_name(&value)),
-            );
+            return self.unnamed(prefix, format!("an object must be a mapping, this is {}", type_name(&value)));
         }
         let text = |field: &str| value.get(field).and_then(Value::as_str).map(str::to_owned);
         let (Some(api_version), Some(kind)) = (text("apiVersion"), text("kind")) else {
-            let missing = if value.get("kind").is_some_and(Value::is_string) {
-                "apiVersion"
-            } else {
-                "kind"
-            };
-            return self.unnamed(
-                &join(prefix, missing),
-                "required value: every object has an apiVersion and a kind",
-            );
+            let missing = if value.get("kind").is_some_and(Value::is_string) { "apiVersion" } else { "kind" };
+            return self.unnamed(&join(prefix, missing), "required value: every object has an apiVersion and a kind");
         };
         let is_list = value.get("items").is_some_and(Value::is_array) && kind.ends_with("List");
         if is_list && nesting < 4 {
@@ -203,10 +169,8 @@ impl Reader<'_> {
                 for (at, mut item) in items.into_iter().enumerate() {
                     // Items of a typed list (`ServiceList`) need not repeat their kind.
                     if let Some(item) = item.as_object_mut().filter(|_| kind != "List") {
-                        item.entry("apiVersion")
-                            .or_insert_with(|| json!(api_version));
-                        item.entry("kind")
-                            .or_insert_with(|| json!(kind.trim_end_matches("List")));
+                        item.entry("apiVersion").or_insert_with(|| json!(api_version));
+                        item.entry("kind").or_insert_with(|| json!(kind.trim_end_matches("List")));
                     }
                     self.object(item, &join(prefix, &format!("items[{at}]")), nesting + 1);
                 }
@@ -216,27 +180,14 @@ impl Reader<'_> {
         match kinds::find(&api_version, &kind) {
             Lookup::Known(known) => self.known(known, &api_version, value, prefix),
             Lookup::Unknown => {
-                self.input
-                    .unknown_kinds
-                    .insert(format!("{api_version}/{kind}"));
+                self.input.unknown_kinds.insert(format!("{api_version}/{kind}"));
             }
             Lookup::UnservedVersion(known) => {
                 let reference = metadata_ref(known, &value);
-                let served: Vec<_> = known
-                    .versions
-                    .iter()
-                    .map(|version| join_group(known.group, version))
-                    .collect();
-                let reason = format!(
-                    "version of {kind} is not served: {api_version:?} (served: {})",
-                    served.join(", ")
-                );
-                self.claim(
-                    reference,
-                    None,
-                    prefix,
-                    vec![Violation::new("apiVersion", reason)],
-                );
+                let served: Vec<_> = known.versions.iter().map(|version| join_group(known.group, version)).collect();
+                let reason =
+                    format!("version of {kind} is not served: {api_version:?} (served: {})", served.join(", "));
+                self.claim(reference, None, prefix, vec![Violation::new("apiVersion", reason)]);
             }
         }
     }
@@ -244,20 +195,12 @@ impl Reader<'_> {
     fn known(&mut self, kind: &'static Kind, api_version: &str, mut body: Value, prefix: &str) {
         let reference = match metadata_ref(kind, &body) {
             Some(reference) => reference,
-            None if body
-                .pointer("/metadata/name")
-                .is_some_and(|name| !name.is_null()) =>
-            {
-                return self.unnamed(
-                    &join(prefix, "metadata.name"),
-                    "must be a string that is not empty",
-                );
+            None if body.pointer("/metadata/name").is_some_and(|name| !name.is_null()) => {
+                return self.unnamed(&join(prefix, "metadata.name"), "must be a string that is not empty");
             }
             None => {
-                return self.unnamed(
-                    &join(prefix, "metadata.name"),
-                    format!("required value: {} has no name", kind.name),
-                );
+                return self
+                    .unnamed(&join(prefix, "metadata.name"), format!("required value: {} has no name", kind.name));
             }
         };
         let mut violations = Vec::new();
@@ -265,11 +208,8 @@ impl Reader<'_> {
         let mut warnings = Vec::new();
         schema::apply(kind, api_version, &mut body, &mut violations, &mut warnings);
         defaults::apply(kind, &reference, &mut body);
-        let labels = if kind.name == "Namespace" {
-            string_map(body.pointer("/metadata/labels"))
-        } else {
-            metadata.labels
-        };
+        let labels =
+            if kind.name == "Namespace" { string_map(body.pointer("/metadata/labels")) } else { metadata.labels };
         for Violation { field, reason } in warnings {
             self.input.warnings.push(Warning {
                 origin: self.path.to_owned(),
@@ -299,11 +239,7 @@ impl Reader<'_> {
 
     /// The mesh configuration in istiod's own ConfigMap.
     fn mesh_of(&mut self, object: &Object, prefix: &str) {
-        let ObjectRef {
-            kind,
-            namespace,
-            name,
-        } = &object.reference;
+        let ObjectRef { kind, namespace, name } = &object.reference;
         if &**kind != "ConfigMap"
             || **namespace != *self.config.system_namespace
             || **name != *self.config.mesh_config_map()
@@ -311,12 +247,7 @@ impl Reader<'_> {
             return;
         }
         for (key, kind) in [("mesh", MESH_CONFIG), ("meshNetworks", MESH_NETWORKS)] {
-            let Some(text) = object
-                .body
-                .get("data")
-                .and_then(|data| data.get(key))
-                .and_then(Value::as_str)
-            else {
+            let Some(text) = object.body.get("data").and_then(|data| data.get(key)).and_then(Value::as_str) else {
                 continue;
             };
             let field = join(prefix, &format!("data[{key}]"));
@@ -325,12 +256,7 @@ impl Reader<'_> {
                 None => Value::Object(Map::new()),
                 Some(Err(error)) => {
                     let reference = ObjectRef::new(kind, namespace, name);
-                    self.claim(
-                        Some(reference),
-                        None,
-                        "",
-                        vec![Violation::new(field, error.to_string())],
-                    );
+                    self.claim(Some(reference), None, "", vec![Violation::new(field, error.to_string())]);
                     continue;
                 }
             };
@@ -338,21 +264,11 @@ impl Reader<'_> {
         }
     }
 
-    fn setting(
-        &mut self,
-        kind: &'static str,
-        name: &str,
-        namespace: &str,
-        value: Value,
-        field: &str,
-    ) {
+    fn setting(&mut self, kind: &'static str, name: &str, namespace: &str, value: Value, field: &str) {
         let reference = ObjectRef::new(kind, namespace, name);
         let mut violations = Vec::new();
         if kind != PROXIES && !value.is_object() {
-            violations.push(Violation::new(
-                field,
-                format!("must be a mapping, is {}", type_name(&value)),
-            ));
+            violations.push(Violation::new(field, format!("must be a mapping, is {}", type_name(&value))));
         }
         let object = Object {
             reference: reference.clone(),
@@ -365,10 +281,11 @@ impl Reader<'_> {
         };
         if violations.is_empty() {
             for check in &self.config.checks {
-                violations.extend(check(&object).into_iter().map(|found| Violation {
-                    field: join(field, &found.field),
-                    reason: found.reason,
-                }));
+                violations.extend(
+                    check(&object)
+                        .into_iter()
+                        .map(|found| Violation { field: join(field, &found.field), reason: found.reason }),
+                );
             }
         }
         self.claim(Some(reference), Some(object), "", violations);
@@ -399,12 +316,7 @@ impl Reader<'_> {
                 kept_last_good: false,
             })
             .collect();
-        self.input.claims.push(Claim {
-            document: self.document,
-            reference,
-            object: object.map(Arc::new),
-            refusals,
-        });
+        self.input.claims.push(Claim { document: self.document, reference, object: object.map(Arc::new), refusals });
     }
 }
 
@@ -416,18 +328,9 @@ struct Metadata {
 
 impl Metadata {
     /// Reads and completes the metadata; the caller has seen to it that there is some.
-    fn read(
-        body: &mut Value,
-        kind: &Kind,
-        reference: &ObjectRef,
-        violations: &mut Vec<Violation>,
-    ) -> Self {
+    fn read(body: &mut Value, kind: &Kind, reference: &ObjectRef, violations: &mut Vec<Violation>) -> Self {
         let Some(metadata) = body.get_mut("metadata").and_then(Value::as_object_mut) else {
-            return Metadata {
-                labels: BTreeMap::new(),
-                annotations: BTreeMap::new(),
-                creation_nanos: 0,
-            };
+            return Metadata { labels: BTreeMap::new(), annotations: BTreeMap::new(), creation_nanos: 0 };
         };
         if kind.namespaced {
             metadata.insert("namespace".to_owned(), json!(&*reference.namespace));
@@ -440,11 +343,7 @@ impl Metadata {
                 }
                 Some(Value::Object(map)) => {
                     for (key, value) in map.iter().filter(|(_, value)| !value.is_string()) {
-                        let reason = format!(
-                            "must be a string, is {}{}",
-                            type_name(value),
-                            quoting_hint(value)
-                        );
+                        let reason = format!("must be a string, is {}{}", type_name(value), quoting_hint(value));
                         violations.push(Violation::new(format!("metadata.{field}[{key}]"), reason));
                     }
                 }
@@ -478,10 +377,7 @@ impl Metadata {
 
 fn metadata_ref(kind: &Kind, body: &Value) -> Option<ObjectRef> {
     let metadata = body.get("metadata")?;
-    let name = metadata
-        .get("name")?
-        .as_str()
-        .filter(|name| !name.is_empty())?;
+    let name = metadata.get("name")?.as_str().filter(|name| !name.is_empty())?;
     let namespace = match metadata.get("namespace").and_then(Value::as_str) {
         _ if !kind.namespaced => "",
         Some(namespace) if !namespace.is_empty() => namespace,
@@ -493,9 +389,7 @@ fn metadata_ref(kind: &Kind, body: &Value) -> Option<ObjectRef> {
 
 fn string_map(value: Option<&Value>) -> BTreeMap<String, String> {
     let entries = value.and_then(Value::as_object).into_iter().flatten();
-    entries
-        .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
-        .collect()
+    entries.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
 }
 
 pub(crate) fn join(prefix: &str, field: &str) -> String {
@@ -507,11 +401,7 @@ pub(crate) fn join(prefix: &str, field: &str) -> String {
 }
 
 fn join_group(group: &str, version: &str) -> String {
-    if group.is_empty() {
-        version.to_owned()
-    } else {
-        format!("{group}/{version}")
-    }
+    if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
 }
 
 /// A value's type, with its article.
@@ -530,9 +420,7 @@ pub(crate) fn type_name(value: &Value) -> &'static str {
 /// The usual cause of a boolean or number where text belongs.
 pub(crate) fn quoting_hint(value: &Value) -> &'static str {
     match value {
-        Value::Bool(_) | Value::Number(_) => {
-            " (quote it: yes, no, on, off, y, n and numbers are not text in YAML)"
-        }
+        Value::Bool(_) | Value::Number(_) => " (quote it: yes, no, on, off, y, n and numbers are not text in YAML)",
         _ => "",
     }
 }

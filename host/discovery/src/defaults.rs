@@ -23,19 +23,14 @@ pub(crate) fn apply(kind: &Kind, reference: &ObjectRef, body: &mut Value) {
 }
 
 fn section<'a>(body: &'a mut Map<String, Value>, name: &str) -> Option<&'a mut Map<String, Value>> {
-    body.entry(name)
-        .or_insert_with(|| json!({}))
-        .as_object_mut()
+    body.entry(name).or_insert_with(|| json!({})).as_object_mut()
 }
 
 /// Every namespace carries its name as a label, so that selectors can pick it.
 fn namespace(reference: &ObjectRef, body: &mut Map<String, Value>) {
     let labels = section(body, "metadata").and_then(|metadata| section(metadata, "labels"));
     if let Some(labels) = labels {
-        labels.insert(
-            "kubernetes.io/metadata.name".to_owned(),
-            json!(&*reference.name),
-        );
+        labels.insert("kubernetes.io/metadata.name".to_owned(), json!(&*reference.name));
     }
 }
 
@@ -44,48 +39,26 @@ fn service(body: &mut Map<String, Value>) {
         return;
     };
     spec.entry("type").or_insert_with(|| json!("ClusterIP"));
-    spec.entry("sessionAffinity")
-        .or_insert_with(|| json!("None"));
+    spec.entry("sessionAffinity").or_insert_with(|| json!("None"));
     if spec.get("sessionAffinity") == Some(&json!("ClientIP")) {
-        spec.entry("sessionAffinityConfig")
-            .or_insert_with(|| json!({"clientIP": {"timeoutSeconds": 10_800}}));
+        spec.entry("sessionAffinityConfig").or_insert_with(|| json!({"clientIP": {"timeoutSeconds": 10_800}}));
     }
-    let type_ = spec
-        .get("type")
-        .and_then(Value::as_str)
-        .unwrap_or_default()
-        .to_owned();
+    let type_ = spec.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
     if type_ != "ExternalName" {
-        spec.entry("internalTrafficPolicy")
-            .or_insert_with(|| json!("Cluster"));
+        spec.entry("internalTrafficPolicy").or_insert_with(|| json!("Cluster"));
     }
     if matches!(type_.as_str(), "NodePort" | "LoadBalancer") {
-        spec.entry("externalTrafficPolicy")
-            .or_insert_with(|| json!("Cluster"));
+        spec.entry("externalTrafficPolicy").or_insert_with(|| json!("Cluster"));
     }
     if type_ == "LoadBalancer" {
-        spec.entry("allocateLoadBalancerNodePorts")
-            .or_insert_with(|| json!(true));
+        spec.entry("allocateLoadBalancerNodePorts").or_insert_with(|| json!(true));
     }
-    pair(
-        spec,
-        "clusterIP",
-        "clusterIPs",
-        |ip| ip.clone(),
-        |ips| ips.first().cloned(),
-    );
-    for port in spec
-        .get_mut("ports")
-        .and_then(Value::as_array_mut)
-        .into_iter()
-        .flatten()
-    {
+    pair(spec, "clusterIP", "clusterIPs", |ip| ip.clone(), |ips| ips.first().cloned());
+    for port in spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
         let Some(port) = port.as_object_mut() else {
             continue;
         };
-        let unset = port
-            .get("targetPort")
-            .is_none_or(|target| *target == json!(0) || *target == json!(""));
+        let unset = port.get("targetPort").is_none_or(|target| *target == json!(0) || *target == json!(""));
         if let Some(number) = port.get("port").cloned().filter(|_| unset) {
             port.insert("targetPort".to_owned(), number);
         }
@@ -97,27 +70,13 @@ fn pod(body: &mut Map<String, Value>) {
         // `serviceAccount` is the old name of the field; an API server keeps both equal.
         let account = ["serviceAccountName", "serviceAccount"]
             .into_iter()
-            .find_map(|name| {
-                spec.get(name)
-                    .and_then(Value::as_str)
-                    .filter(|account| !account.is_empty())
-            })
+            .find_map(|name| spec.get(name).and_then(Value::as_str).filter(|account| !account.is_empty()))
             .unwrap_or("default")
             .to_owned();
         spec.insert("serviceAccountName".to_owned(), json!(account));
         let on_host = spec.get("hostNetwork") == Some(&json!(true));
-        for container in spec
-            .get_mut("containers")
-            .and_then(Value::as_array_mut)
-            .into_iter()
-            .flatten()
-        {
-            for port in container
-                .get_mut("ports")
-                .and_then(Value::as_array_mut)
-                .into_iter()
-                .flatten()
-            {
+        for container in spec.get_mut("containers").and_then(Value::as_array_mut).into_iter().flatten() {
+            for port in container.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
                 let Some(port) = port.as_object_mut().filter(|_| on_host) else {
                     continue;
                 };
@@ -128,13 +87,7 @@ fn pod(body: &mut Map<String, Value>) {
         }
     }
     if let Some(status) = body.get_mut("status").and_then(Value::as_object_mut) {
-        pair(
-            status,
-            "podIP",
-            "podIPs",
-            |ip| json!({"ip": ip}),
-            |ips| ips.first()?.get("ip").cloned(),
-        );
+        pair(status, "podIP", "podIPs", |ip| json!({"ip": ip}), |ips| ips.first()?.get("ip").cloned());
     }
 }
 
@@ -148,10 +101,7 @@ fn secret(body: &mut Map<String, Value>) {
     };
     for (key, text) in texts {
         if let Value::String(text) = text {
-            data.insert(
-                key,
-                json!(base64::engine::general_purpose::STANDARD.encode(text)),
-            );
+            data.insert(key, json!(base64::engine::general_purpose::STANDARD.encode(text)));
         }
     }
 }
@@ -176,11 +126,7 @@ fn pair(
             map.insert(many.to_owned(), json!([wrapped]));
         }
         (false, true) => {
-            if let Some(single) = map
-                .get(many)
-                .and_then(Value::as_array)
-                .and_then(|items| first(items))
-            {
+            if let Some(single) = map.get(many).and_then(Value::as_array).and_then(|items| first(items)) {
                 map.insert(one.to_owned(), single);
             }
         }
@@ -217,9 +163,8 @@ mod tests {
         );
         assert_eq!(body["spec"]["clusterIP"], "None");
         assert_eq!(body["spec"]["externalTrafficPolicy"], "Cluster");
-        let body = read(
-            "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {externalName: a.b, type: ExternalName}\n",
-        );
+        let body =
+            read("apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {externalName: a.b, type: ExternalName}\n");
         assert_eq!(body["spec"].get("internalTrafficPolicy"), None);
     }
 
@@ -231,10 +176,7 @@ mod tests {
         );
         assert_eq!(body["spec"]["serviceAccountName"], "sa");
         let container = &body["spec"]["containers"][0];
-        assert_eq!(
-            container["ports"][0],
-            json!({"containerPort": 80, "protocol": "TCP", "hostPort": 80})
-        );
+        assert_eq!(container["ports"][0], json!({"containerPort": 80, "protocol": "TCP", "hostPort": 80}));
         assert_eq!(container["readinessProbe"]["httpGet"]["scheme"], "HTTP");
         assert_eq!(body["status"]["podIPs"], json!([{"ip": "1.2.3.4"}]));
 
@@ -243,21 +185,12 @@ mod tests {
              ports: [{port: 1}]\n",
         );
         assert_eq!(body["endpoints"][0]["conditions"], json!({}));
-        assert_eq!(
-            body["ports"][0],
-            json!({"port": 1, "name": "", "protocol": "TCP"})
-        );
+        assert_eq!(body["ports"][0], json!({"port": 1, "name": "", "protocol": "TCP"}));
 
         let body = read("apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n");
-        assert_eq!(
-            body["metadata"]["labels"]["kubernetes.io/metadata.name"],
-            "a"
-        );
+        assert_eq!(body["metadata"]["labels"]["kubernetes.io/metadata.name"], "a");
 
         let body = read("apiVersion: v1\nkind: Secret\nmetadata: {name: a}\nstringData: {k: v}\n");
-        assert_eq!(
-            (&body["type"], &body["data"]),
-            (&json!("Opaque"), &json!({"k": "dg=="}))
-        );
+        assert_eq!((&body["type"], &body["data"]), (&json!("Opaque"), &json!({"k": "dg=="})));
     }
 }

@@ -48,26 +48,16 @@ pub struct LoadError {
 ///
 /// Fails only when the folder itself cannot be read; what is wrong with its contents is in the status.
 pub fn load_folder(dir: &Path, config: &Config) -> Result<Folder, LoadError> {
-    let scan = scan::scan(dir, config).map_err(|source| LoadError {
-        path: dir.to_owned(),
-        source,
-    })?;
+    let scan = scan::scan(dir, config).map_err(|source| LoadError { path: dir.to_owned(), source })?;
     let mut ledger = Ledger::new(config.mode);
     ledger.apply(scan.files.iter().map(|(path, found)| {
         let text = scan::read(found, config);
-        let text = text
-            .as_ref()
-            .map(|(_, text)| text.as_str())
-            .map_err(String::as_str);
+        let text = text.as_ref().map(|(_, text)| text.as_str()).map_err(String::as_str);
         (path.clone(), Some(scan::interpret(path, text, config)))
     }));
     let mut status = ledger.status(|kind| config.reads(kind));
     report_unreadable(&scan, &mut status, |_| false);
-    Ok(Folder {
-        objects: ledger.objects().cloned().collect(),
-        settings: ledger.settings(),
-        status,
-    })
+    Ok(Folder { objects: ledger.objects().cloned().collect(), settings: ledger.settings(), status })
 }
 
 /// Adds the folders within the folder that could not be read; `keeps` tells whether what one held is still in force.
@@ -106,10 +96,7 @@ mod tests {
         };
         write("a.yaml", &format!("{}---\n{}", map("one"), map("two")));
         write("deep/er/b.yml", &map("three"));
-        write(
-            "deep/c.json",
-            r#"{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "n"}}"#,
-        );
+        write("deep/c.json", r#"{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "n"}}"#);
         write("deep/d.yaml", "apiVersion: example.com/v1\nkind: Thing\n");
         write("expected/e.yaml", &map("no"));
         write(".git/f.yaml", &map("no"));
@@ -117,52 +104,16 @@ mod tests {
         write("mesh.yaml", "rootNamespace: r\n");
         write("env.yaml", "A: b\n");
         write("proxies.yaml", "- name: p\n");
-        let config = Config {
-            read_kinds: Some(["Namespace".to_owned()].into()),
-            ..Config::scenario()
-        };
+        let config = Config { read_kinds: Some(["Namespace".to_owned()].into()), ..Config::scenario() };
         let folder = load_folder(dir.path(), &config).expect("loads");
-        let names: Vec<_> = folder
-            .objects
-            .iter()
-            .map(|object| object.reference.to_string())
-            .collect();
-        assert_eq!(
-            names,
-            [
-                "ConfigMap default/one",
-                "ConfigMap default/three",
-                "ConfigMap default/two",
-                "Namespace n"
-            ]
-        );
+        let names: Vec<_> = folder.objects.iter().map(|object| object.reference.to_string()).collect();
+        assert_eq!(names, ["ConfigMap default/one", "ConfigMap default/three", "ConfigMap default/two", "Namespace n"]);
         assert_eq!(folder.status.rejections, []);
-        assert_eq!(
-            folder.status.unknown_kinds,
-            ["example.com/v1/Thing".to_owned()].into()
-        );
-        assert_eq!(
-            folder.status.unread_kinds,
-            [("ConfigMap".to_owned(), 3)].into()
-        );
-        assert_eq!(
-            folder
-                .settings
-                .mesh
-                .as_deref()
-                .map(|mesh| mesh["rootNamespace"].clone()),
-            Some("r".into())
-        );
-        assert_eq!(
-            folder.settings.env.as_deref().map(|env| env["A"].clone()),
-            Some("b".into())
-        );
-        assert!(
-            folder
-                .settings
-                .proxies
-                .is_some_and(|proxies| proxies.is_array())
-        );
+        assert_eq!(folder.status.unknown_kinds, ["example.com/v1/Thing".to_owned()].into());
+        assert_eq!(folder.status.unread_kinds, [("ConfigMap".to_owned(), 3)].into());
+        assert_eq!(folder.settings.mesh.as_deref().map(|mesh| mesh["rootNamespace"].clone()), Some("r".into()));
+        assert_eq!(folder.settings.env.as_deref().map(|env| env["A"].clone()), Some("b".into()));
+        assert!(folder.settings.proxies.is_some_and(|proxies| proxies.is_array()));
         assert_eq!(folder.settings.networks, None);
     }
 
@@ -174,26 +125,12 @@ mod tests {
         fs::write(dir.path().join("c.yaml"), format!("# {}", "x".repeat(300))).expect("writes");
         symlink("nowhere", dir.path().join("d.yaml")).expect("links");
         symlink(".", dir.path().join("loop")).expect("links");
-        let config = Config {
-            max_file_bytes: 200,
-            ..Config::default()
-        };
+        let config = Config { max_file_bytes: 200, ..Config::default() };
         let folder = load_folder(dir.path(), &config).expect("loads");
         assert_eq!(folder.objects.len(), 1);
-        let reasons: Vec<_> = folder
-            .status
-            .rejections
-            .iter()
-            .map(ToString::to_string)
-            .collect();
-        for (at, part) in [
-            "is not UTF-8",
-            "more than the 200 allowed",
-            "cannot be read",
-            "a link leads back",
-        ]
-        .into_iter()
-        .enumerate()
+        let reasons: Vec<_> = folder.status.rejections.iter().map(ToString::to_string).collect();
+        for (at, part) in
+            ["is not UTF-8", "more than the 200 allowed", "cannot be read", "a link leads back"].into_iter().enumerate()
         {
             assert!(reasons[at].contains(part), "{reasons:?}");
         }
@@ -201,8 +138,7 @@ mod tests {
 
     #[test]
     fn a_missing_folder_is_an_error() {
-        let error =
-            load_folder(Path::new("/nonexistent/folder"), &Config::default()).expect_err("fails");
+        let error = load_folder(Path::new("/nonexistent/folder"), &Config::default()).expect_err("fails");
         assert!(error.to_string().contains("/nonexistent/folder"));
     }
 }

@@ -32,10 +32,7 @@ pub enum Lookup {
 /// Finds the kind of a document.
 pub fn find(api_version: &str, kind: &str) -> Lookup {
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-    match KINDS
-        .iter()
-        .find(|known| known.group == group && known.document_kind == kind)
-    {
+    match KINDS.iter().find(|known| known.group == group && known.document_kind == kind) {
         Some(known) if known.versions.contains(&version) => Lookup::Known(known),
         Some(known) => Lookup::UnservedVersion(known),
         None => Lookup::Unknown,
@@ -47,32 +44,12 @@ pub fn all() -> impl Iterator<Item = &'static Kind> {
     KINDS.iter()
 }
 
-const fn namespaced(
-    group: &'static str,
-    kind: &'static str,
-    versions: &'static [&'static str],
-) -> Kind {
-    Kind {
-        name: kind,
-        group,
-        document_kind: kind,
-        versions,
-        namespaced: true,
-    }
+const fn namespaced(group: &'static str, kind: &'static str, versions: &'static [&'static str]) -> Kind {
+    Kind { name: kind, group, document_kind: kind, versions, namespaced: true }
 }
 
-const fn cluster(
-    group: &'static str,
-    kind: &'static str,
-    versions: &'static [&'static str],
-) -> Kind {
-    Kind {
-        name: kind,
-        group,
-        document_kind: kind,
-        versions,
-        namespaced: false,
-    }
+const fn cluster(group: &'static str, kind: &'static str, versions: &'static [&'static str]) -> Kind {
+    Kind { name: kind, group, document_kind: kind, versions, namespaced: false }
 }
 
 const NETWORKING: &str = "networking.istio.io";
@@ -152,22 +129,10 @@ static KINDS: &[Kind] = &[
     cluster("rbac.authorization.k8s.io", "ClusterRole", V1),
     cluster("rbac.authorization.k8s.io", "ClusterRoleBinding", V1),
     cluster("apiextensions.k8s.io", "CustomResourceDefinition", V1),
-    cluster(
-        "admissionregistration.k8s.io",
-        "MutatingWebhookConfiguration",
-        V1,
-    ),
-    cluster(
-        "admissionregistration.k8s.io",
-        "ValidatingWebhookConfiguration",
-        V1,
-    ),
+    cluster("admissionregistration.k8s.io", "MutatingWebhookConfiguration", V1),
+    cluster("admissionregistration.k8s.io", "ValidatingWebhookConfiguration", V1),
     cluster("certificates.k8s.io", "CertificateSigningRequest", V1),
-    cluster(
-        "certificates.k8s.io",
-        "ClusterTrustBundle",
-        &["v1alpha1", "v1beta1"],
-    ),
+    cluster("certificates.k8s.io", "ClusterTrustBundle", &["v1alpha1", "v1beta1"]),
 ];
 
 #[cfg(test)]
@@ -186,18 +151,9 @@ mod tests {
 
     #[test]
     fn versions_and_groups_count() {
-        assert!(matches!(
-            find("networking.istio.io/v7", "VirtualService"),
-            Lookup::UnservedVersion(_)
-        ));
+        assert!(matches!(find("networking.istio.io/v7", "VirtualService"), Lookup::UnservedVersion(_)));
         assert_eq!(find("serving.knative.dev/v1", "Service"), Lookup::Unknown);
-        assert!(matches!(
-            find("v1", "Namespace"),
-            Lookup::Known(Kind {
-                namespaced: false,
-                ..
-            })
-        ));
+        assert!(matches!(find("v1", "Namespace"), Lookup::Known(Kind { namespaced: false, .. })));
     }
 
     #[test]

@@ -53,10 +53,7 @@ pub struct Changes {
 impl Changes {
     /// True when nothing differs.
     pub fn is_empty(&self) -> bool {
-        self.added.is_empty()
-            && self.updated.is_empty()
-            && self.deleted.is_empty()
-            && !self.settings
+        self.added.is_empty() && self.updated.is_empty() && self.deleted.is_empty() && !self.settings
     }
 }
 
@@ -93,17 +90,11 @@ struct Version {
 impl Ledger {
     /// A ledger without files.
     pub fn new(mode: Mode) -> Self {
-        Ledger {
-            mode,
-            ..Ledger::default()
-        }
+        Ledger { mode, ..Ledger::default() }
     }
 
     /// Takes new contents of files (`None`: the file is gone), all at once.
-    pub fn apply(
-        &mut self,
-        edits: impl IntoIterator<Item = (Arc<str>, Option<FileInput>)>,
-    ) -> Changes {
+    pub fn apply(&mut self, edits: impl IntoIterator<Item = (Arc<str>, Option<FileInput>)>) -> Changes {
         let mut touched = BTreeSet::new();
         for (path, input) in edits {
             let before = self.files.remove(&path).unwrap_or_default();
@@ -116,10 +107,7 @@ impl Ledger {
             let Some(input) = input else { continue };
             let file = File::new(&path, input, before, self.mode);
             for reference in file.versions.keys() {
-                self.claimants
-                    .entry(reference.clone())
-                    .or_default()
-                    .insert(path.clone());
+                self.claimants.entry(reference.clone()).or_default().insert(path.clone());
                 touched.insert(reference.clone());
             }
             self.files.insert(path, file);
@@ -133,9 +121,7 @@ impl Ledger {
 
     /// Objects in force, settings excepted, sorted by kind, namespace and name.
     pub fn objects(&self) -> impl Iterator<Item = &Arc<Object>> {
-        self.objects
-            .values()
-            .filter(|object| !is_setting(&object.reference))
+        self.objects.values().filter(|object| !is_setting(&object.reference))
     }
 
     /// An object in force.
@@ -148,11 +134,7 @@ impl Ledger {
         let find = |kind: &str| {
             let from = ObjectRef::new(kind, "", "");
             // A file's setting has no namespace and so comes first.
-            let first = self
-                .objects
-                .range(from..)
-                .next()
-                .filter(|(reference, _)| &*reference.kind == kind);
+            let first = self.objects.range(from..).next().filter(|(reference, _)| &*reference.kind == kind);
             first.map(|(_, object)| object.body.clone())
         };
         Settings {
@@ -167,37 +149,21 @@ impl Ledger {
     pub fn status(&self, reads: impl Fn(&str) -> bool) -> Status {
         let mut status = Status::default();
         for object in self.objects.values() {
-            *status
-                .kinds
-                .entry(object.reference.kind.to_string())
-                .or_default() += 1;
+            *status.kinds.entry(object.reference.kind.to_string()).or_default() += 1;
         }
-        let unread = status
-            .kinds
-            .iter()
-            .filter(|(kind, _)| !is_setting_kind(kind) && !reads(kind));
+        let unread = status.kinds.iter().filter(|(kind, _)| !is_setting_kind(kind) && !reads(kind));
         status.unread_kinds = unread.map(|(kind, count)| (kind.clone(), *count)).collect();
         for file in self.files.values() {
             status.warnings.extend(file.warnings.iter().cloned());
-            status
-                .unknown_kinds
-                .extend(file.unknown_kinds.iter().cloned());
+            status.unknown_kinds.extend(file.unknown_kinds.iter().cloned());
             status.rejections.extend(file.repeated.iter().cloned());
-            let keeps_ghosts = file
-                .versions
-                .values()
-                .any(|version| version.document.is_none());
+            let keeps_ghosts = file.versions.values().any(|version| version.document.is_none());
             for refusal in &file.refusals {
                 let kept = match &refusal.object {
-                    Some(reference) => {
-                        self.mode == Mode::Strict && self.objects.contains_key(reference)
-                    }
+                    Some(reference) => self.mode == Mode::Strict && self.objects.contains_key(reference),
                     None => keeps_ghosts,
                 };
-                status.rejections.push(Rejection {
-                    kept_last_good: kept,
-                    ..refusal.clone()
-                });
+                status.rejections.push(Rejection { kept_last_good: kept, ..refusal.clone() });
             }
         }
         for reference in &self.conflicts {
@@ -211,14 +177,9 @@ impl Ledger {
     fn resolve(&mut self, reference: ObjectRef, changes: &mut Changes) {
         let before = self.objects.get(&reference).cloned();
         let claims = self.claims(&reference);
-        let usable = claims
-            .iter()
-            .find_map(|(_, version)| version.object.clone());
+        let usable = claims.iter().find_map(|(_, version)| version.object.clone());
         let first = claims.first().map(|(path, _)| path.clone());
-        let certain = claims
-            .iter()
-            .filter(|(_, version)| version.document.is_some())
-            .count();
+        let certain = claims.iter().filter(|(_, version)| version.document.is_some()).count();
         if certain > 1 {
             self.conflicts.insert(reference.clone());
         } else {
@@ -229,10 +190,7 @@ impl Ledger {
             (None, None) => None,
             // Moved to another file and spoilt in one edit: the file it moved to inherits the last good one.
             (None, Some(path)) => {
-                let heir = self
-                    .files
-                    .get_mut(&path)
-                    .and_then(|file| file.versions.get_mut(&reference));
+                let heir = self.files.get_mut(&path).and_then(|file| file.versions.get_mut(&reference));
                 if let Some(heir) = heir {
                     heir.object.clone_from(&before);
                 }
@@ -243,11 +201,7 @@ impl Ledger {
             Some(object) => self.objects.insert(reference.clone(), object.clone()),
             None => self.objects.remove(&reference),
         };
-        if self
-            .claimants
-            .get(&reference)
-            .is_some_and(BTreeSet::is_empty)
-        {
+        if self.claimants.get(&reference).is_some_and(BTreeSet::is_empty) {
             self.claimants.remove(&reference);
         }
         let setting = is_setting(&reference);
@@ -264,23 +218,16 @@ impl Ledger {
     /// Who claims an object: by path, and last those who only may have it.
     fn claims(&self, reference: &ObjectRef) -> Vec<(Arc<str>, &Version)> {
         let paths = self.claimants.get(reference).into_iter().flatten();
-        let mut claims: Vec<_> = paths
-            .filter_map(|path| Some((path.clone(), self.files.get(path)?.versions.get(reference)?)))
-            .collect();
+        let mut claims: Vec<_> =
+            paths.filter_map(|path| Some((path.clone(), self.files.get(path)?.versions.get(reference)?))).collect();
         claims.sort_by_key(|(_, version)| version.document.is_none());
         claims
     }
 
     fn report_conflict(&self, reference: &ObjectRef, rejections: &mut Vec<Rejection>) {
-        let claims: Vec<_> = self
-            .claims(reference)
-            .into_iter()
-            .filter(|(_, version)| version.document.is_some())
-            .collect();
-        let Some(used) = claims
-            .iter()
-            .position(|(_, version)| version.object.is_some())
-        else {
+        let claims: Vec<_> =
+            self.claims(reference).into_iter().filter(|(_, version)| version.document.is_some()).collect();
+        let Some(used) = claims.iter().position(|(_, version)| version.object.is_some()) else {
             return;
         };
         let (used_path, used_version) = &claims[used];
@@ -327,45 +274,25 @@ impl File {
             let good = claim.refusals.is_empty() || mode == Mode::Lenient;
             let object = match claim.object.filter(|_| good) {
                 Some(object) => Some(object),
-                None => before
-                    .versions
-                    .remove(&reference)
-                    .and_then(|version| version.object),
+                None => before.versions.remove(&reference).and_then(|version| version.object),
             };
             refusals.extend(claim.refusals);
-            versions.insert(
-                reference,
-                Version {
-                    document: Some(claim.document),
-                    object,
-                },
-            );
+            versions.insert(reference, Version { document: Some(claim.document), object });
         }
         if broken {
             // Any of the objects that are missing now may stand in the document that cannot be read.
             for (reference, version) in before.versions {
-                versions.entry(reference).or_insert(Version {
-                    document: None,
-                    object: version.object,
-                });
+                versions.entry(reference).or_insert(Version { document: None, object: version.object });
             }
         }
-        File {
-            versions,
-            refusals,
-            repeated,
-            warnings: input.warnings,
-            unknown_kinds: input.unknown_kinds,
-        }
+        File { versions, refusals, repeated, warnings: input.warnings, unknown_kinds: input.unknown_kinds }
     }
 }
 
 /// Equal but for the place that they were read from: moving an object is no change of it.
 fn same(old: &Arc<Object>, new: &Arc<Object>) -> bool {
     Arc::ptr_eq(old, new)
-        || (old.body == new.body
-            && old.api_version == new.api_version
-            && old.creation_nanos == new.creation_nanos)
+        || (old.body == new.body && old.api_version == new.api_version && old.creation_nanos == new.creation_nanos)
 }
 
 fn is_setting(reference: &ObjectRef) -> bool {

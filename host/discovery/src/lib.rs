@@ -95,18 +95,12 @@ impl Config {
     /// For a scenario folder with its expected outputs beside it: refused objects are taken all the same.
     pub fn scenario() -> Self {
         let skip = ["expected", "calls.yaml", "case.yaml"].map(str::to_owned);
-        Config {
-            mode: Mode::Lenient,
-            skip: skip.into(),
-            ..Config::default()
-        }
+        Config { mode: Mode::Lenient, skip: skip.into(), ..Config::default() }
     }
 
     /// True when a stage reads the kind.
     pub fn reads(&self, kind: &str) -> bool {
-        self.read_kinds
-            .as_ref()
-            .is_none_or(|kinds| kinds.contains(kind))
+        self.read_kinds.as_ref().is_none_or(|kinds| kinds.contains(kind))
     }
 
     fn mesh_config_map(&self) -> String {

@@ -87,8 +87,7 @@ pub fn parse_documents(text: &str) -> Vec<Result<Document, SyntaxError>> {
     let mut documents = Vec::new();
     for (first_line, chunk) in split(text) {
         let mut values = Vec::new();
-        let looks_like_json =
-            chunk.trim_start().starts_with('{') || chunk.trim_start().starts_with('[');
+        let looks_like_json = chunk.trim_start().starts_with('{') || chunk.trim_start().starts_with('[');
         // YAML's flow style starts with the same characters, so JSON is only the first try.
         let failed = if looks_like_json && json::parse(&chunk, &mut values).is_ok() {
             None
@@ -96,42 +95,19 @@ pub fn parse_documents(text: &str) -> Vec<Result<Document, SyntaxError>> {
             values.clear();
             yaml::parse(&chunk, &mut values).err()
         };
-        for Read {
-            line,
-            value,
-            mut duplicates,
-        } in values
-        {
+        for Read { line, value, mut duplicates } in values {
             if value.is_null() {
                 continue;
             }
-            for line in duplicates
-                .iter_mut()
-                .filter_map(|duplicate| duplicate.line.as_mut())
-            {
+            for line in duplicates.iter_mut().filter_map(|duplicate| duplicate.line.as_mut()) {
                 *line += first_line - 1;
             }
             let index = documents.len() + 1;
-            documents.push(Ok(Document {
-                index,
-                line: first_line + line - 1,
-                value,
-                duplicates,
-            }));
+            documents.push(Ok(Document { index, line: first_line + line - 1, value, duplicates }));
         }
-        if let Some(ChunkError {
-            line,
-            column,
-            reason,
-        }) = failed
-        {
+        if let Some(ChunkError { line, column, reason }) = failed {
             let index = documents.len() + 1;
-            documents.push(Err(SyntaxError {
-                index,
-                line: first_line + line - 1,
-                column,
-                reason,
-            }));
+            documents.push(Err(SyntaxError { index, line: first_line + line - 1, column, reason }));
         }
     }
     documents
@@ -145,9 +121,7 @@ fn split(text: &str) -> Vec<(usize, String)> {
     let mut chunks = Vec::new();
     let (mut start, mut current) = (1, String::new());
     for (number, line) in (1..).zip(text.split_inclusive('\n')) {
-        let rest = line
-            .strip_prefix("---")
-            .filter(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
+        let rest = line.strip_prefix("---").filter(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
         if rest.is_some() && !is_preamble(&current) {
             push(&mut chunks, start, std::mem::take(&mut current));
             start = number;
@@ -171,11 +145,7 @@ fn is_preamble(chunk: &str) -> bool {
 
 fn push(chunks: &mut Vec<(usize, String)>, start: usize, chunk: String) {
     let empty = chunk.lines().enumerate().all(|(at, line)| {
-        let line = if at == 0 {
-            line.strip_prefix("---").unwrap_or(line)
-        } else {
-            line
-        };
+        let line = if at == 0 { line.strip_prefix("---").unwrap_or(line) } else { line };
         let line = line.trim();
         line.is_empty() || line.starts_with('#') || line == "..."
     });
@@ -190,31 +160,19 @@ mod tests {
     use serde_json::json;
 
     fn values(text: &str) -> Vec<Value> {
-        parse_documents(text)
-            .into_iter()
-            .map(|document| document.expect("reads").value)
-            .collect()
+        parse_documents(text).into_iter().map(|document| document.expect("reads").value).collect()
     }
 
     fn error(text: &str) -> SyntaxError {
-        parse_documents(text)
-            .into_iter()
-            .find_map(Result::err)
-            .expect("is refused")
+        parse_documents(text).into_iter().find_map(Result::err).expect("is refused")
     }
 
     #[test]
     fn documents_are_counted_without_empty_ones() {
         let text = "# licence\n---\na: 1\n---\n# nothing\n---\n\n--- # why\nb: 2\n---\n";
-        let found: Vec<_> = parse_documents(text)
-            .into_iter()
-            .map(|d| d.expect("reads"))
-            .collect();
+        let found: Vec<_> = parse_documents(text).into_iter().map(|d| d.expect("reads")).collect();
         assert_eq!(found.len(), 2);
-        assert_eq!(
-            (found[0].index, found[0].line, &found[0].value),
-            (1, 3, &json!({"a": 1}))
-        );
+        assert_eq!((found[0].index, found[0].line, &found[0].value), (1, 3, &json!({"a": 1})));
         assert_eq!((found[1].index, &found[1].value), (2, &json!({"b": 2})));
     }
 
@@ -232,21 +190,10 @@ mod tests {
     #[test]
     fn json_reads_alone_and_in_rows() {
         assert_eq!(values("{\"a\": 1}"), [json!({"a": 1})]);
-        assert_eq!(
-            values("{\"a\": 1}\n{\"b\": [true, null]}\n"),
-            [json!({"a": 1}), json!({"b": [true, null]})]
-        );
+        assert_eq!(values("{\"a\": 1}\n{\"b\": [true, null]}\n"), [json!({"a": 1}), json!({"b": [true, null]})]);
         assert_eq!(values("{a: b}"), [json!({"a": "b"})]);
-        let twice = parse_documents("{\"a\": 1, \"a\": 2}")
-            .remove(0)
-            .expect("reads");
-        assert_eq!(
-            twice.duplicates,
-            [Duplicate {
-                key: "a".to_owned(),
-                line: None
-            }]
-        );
+        let twice = parse_documents("{\"a\": 1, \"a\": 2}").remove(0).expect("reads");
+        assert_eq!(twice.duplicates, [Duplicate { key: "a".to_owned(), line: None }]);
         assert_eq!(values("{\n\t\"a\": 1\n}"), [json!({"a": 1})]);
     }
 
@@ -263,8 +210,7 @@ mod tests {
 
     #[test]
     fn anchors_merge_and_are_bounded() {
-        let text =
-            "base: &b {x: 1, y2: 2}\nuse: *b\nmore: {<<: *b, x: 3}\nall: {<<: [*b, {z: 4}]}\n";
+        let text = "base: &b {x: 1, y2: 2}\nuse: *b\nmore: {<<: *b, x: 3}\nall: {<<: [*b, {z: 4}]}\n";
         let want = json!({"base": {"x": 1, "y2": 2}, "use": {"x": 1, "y2": 2}, "more": {"x": 3, "y2": 2},
             "all": {"x": 1, "y2": 2, "z": 4}});
         assert_eq!(values(text), [want]);
@@ -281,16 +227,8 @@ mod tests {
 
     #[test]
     fn mistakes_are_named_with_their_line() {
-        let found = parse_documents("a: 1\n---\nb: 1\nc: 2\nb: 3\n")
-            .remove(1)
-            .expect("reads");
-        assert_eq!(
-            found.duplicates,
-            [Duplicate {
-                key: "b".to_owned(),
-                line: Some(5)
-            }]
-        );
+        let found = parse_documents("a: 1\n---\nb: 1\nc: 2\nb: 3\n").remove(1).expect("reads");
+        assert_eq!(found.duplicates, [Duplicate { key: "b".to_owned(), line: Some(5) }]);
         assert_eq!(found.value, json!({"b": 3, "c": 2}));
         assert!(error("a: &x 1\nb: *y\n").line == 2);
         assert!(error("a: .nan\n").reason.contains("number"));
@@ -300,15 +238,9 @@ mod tests {
 
     #[test]
     fn directives_and_ends_stay_with_their_document() {
-        assert_eq!(
-            values("%YAML 1.2\n---\na: 1\n...\n---\nb: 2\n"),
-            [json!({"a": 1}), json!({"b": 2})]
-        );
+        assert_eq!(values("%YAML 1.2\n---\na: 1\n...\n---\nb: 2\n"), [json!({"a": 1}), json!({"b": 2})]);
         assert_eq!(values("a: |\n  ---\n  x\n"), [json!({"a": "---\nx\n"})]);
-        assert_eq!(
-            values("\u{feff}a: 1\r\n---\r\nb: 2\r\n"),
-            [json!({"a": 1}), json!({"b": 2})]
-        );
+        assert_eq!(values("\u{feff}a: 1\r\n---\r\nb: 2\r\n"), [json!({"a": 1}), json!({"b": 2})]);
         assert_eq!(values(""), Vec::<Value>::new());
     }
 

@@ -41,9 +41,7 @@ impl Stamp {
     pub(crate) fn age(&self) -> Option<Duration> {
         let (seconds, nanos) = self.modified;
         let since_epoch = Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanos).ok()?);
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH + since_epoch)
-            .ok()
+        SystemTime::now().duration_since(UNIX_EPOCH + since_epoch).ok()
     }
 }
 
@@ -82,13 +80,7 @@ pub(crate) fn scan(dir: &Path, config: &Config) -> io::Result<Scan> {
     Ok(scan)
 }
 
-fn walk(
-    entries: fs::ReadDir,
-    prefix: &str,
-    config: &Config,
-    within: &mut Vec<(u64, u64)>,
-    scan: &mut Scan,
-) {
+fn walk(entries: fs::ReadDir, prefix: &str, config: &Config, within: &mut Vec<(u64, u64)>, scan: &mut Scan) {
     for entry in entries {
         let entry = match entry {
             Ok(entry) => entry,
@@ -102,21 +94,14 @@ fn walk(
         if is_ignored(&name) || config.skip.contains(&*name) {
             continue;
         }
-        let relative = if prefix.is_empty() {
-            name.to_string()
-        } else {
-            format!("{prefix}/{name}")
-        };
+        let relative = if prefix.is_empty() { name.to_string() } else { format!("{prefix}/{name}") };
         let path = entry.path();
         // Follows links: a mounted ConfigMap consists of them.
         match fs::metadata(&path) {
             Ok(metadata) if metadata.is_dir() => {
                 let id = (metadata.dev(), metadata.ino());
                 if within.contains(&id) || within.len() >= MAX_DEPTH {
-                    scan.unreadable.insert(
-                        relative,
-                        "a link leads back to a folder above it".to_owned(),
-                    );
+                    scan.unreadable.insert(relative, "a link leads back to a folder above it".to_owned());
                     continue;
                 }
                 match fs::read_dir(&path) {
@@ -131,20 +116,13 @@ fn walk(
                 }
             }
             Ok(metadata) if metadata.is_file() && is_configuration(&name) => {
-                scan.files.insert(
-                    relative.into(),
-                    Found {
-                        path,
-                        stamp: Some(Stamp::of(&metadata)),
-                    },
-                );
+                scan.files.insert(relative.into(), Found { path, stamp: Some(Stamp::of(&metadata)) });
             }
             Ok(_) => {}
             // A file that went away between listing and looking is just not there.
             Err(_) if fs::symlink_metadata(&path).is_err() => {}
             Err(_) if is_configuration(&name) => {
-                scan.files
-                    .insert(relative.into(), Found { path, stamp: None });
+                scan.files.insert(relative.into(), Found { path, stamp: None });
             }
             Err(_) => {}
         }
@@ -157,9 +135,7 @@ pub(crate) fn is_ignored(name: &str) -> bool {
 }
 
 fn is_configuration(name: &str) -> bool {
-    let extension = name
-        .rsplit_once('.')
-        .map(|(_, extension)| extension.to_ascii_lowercase());
+    let extension = name.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase());
     matches!(extension.as_deref(), Some("yaml" | "yml" | "json"))
 }
 
@@ -170,10 +146,7 @@ pub(crate) fn read(found: &Found, config: &Config) -> Result<(Stamp, String), St
     let open = || -> io::Result<(Stamp, Vec<u8>)> {
         let stamp = Stamp::of(&fs::metadata(&found.path)?);
         if stamp.size > config.max_file_bytes {
-            let reason = format!(
-                "{} bytes are more than the {} allowed",
-                stamp.size, config.max_file_bytes
-            );
+            let reason = format!("{} bytes are more than the {} allowed", stamp.size, config.max_file_bytes);
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
         }
         Ok((stamp, fs::read(&found.path)?))
@@ -190,9 +163,8 @@ pub(crate) fn read(found: &Found, config: &Config) -> Result<(Stamp, String), St
 pub(crate) fn interpret(path: &str, text: Result<&str, &str>, config: &Config) -> FileInput {
     match text {
         Ok(text) => read_file(path, text, config),
-        Err(reason) => FileInput {
-            claims: vec![Claim::unreadable(path, Violation::new("", reason))],
-            ..FileInput::default()
-        },
+        Err(reason) => {
+            FileInput { claims: vec![Claim::unreadable(path, Violation::new("", reason))], ..FileInput::default() }
+        }
     }
 }

@@ -56,10 +56,7 @@ pub(crate) fn apply(
 
 /// How often a rule could not be evaluated, by rule; such a rule refuses nothing.
 pub fn unevaluated_rules() -> BTreeMap<String, usize> {
-    UNEVALUATED
-        .lock()
-        .map(|rules| rules.clone())
-        .unwrap_or_default()
+    UNEVALUATED.lock().map(|rules| rules.clone()).unwrap_or_default()
 }
 
 /// Number of rules evaluated since the start.
@@ -74,12 +71,9 @@ static EVALUATED: AtomicUsize = AtomicUsize::new(0);
 fn find(group: &str, kind: &str, version: &str) -> Option<&'static Schema> {
     static DEFINITIONS: [OnceLock<Option<Definition>>; embedded::FILES.len()] =
         [const { OnceLock::new() }; embedded::FILES.len()];
-    let at = embedded::FILES
-        .iter()
-        .position(|file| file.group == group && file.kind == kind)?;
+    let at = embedded::FILES.iter().position(|file| file.group == group && file.kind == kind)?;
     // Parsed when the first object of the kind comes: most folders have few kinds.
-    let definition =
-        DEFINITIONS[at].get_or_init(|| serde_json::from_str(embedded::FILES[at].text).ok());
+    let definition = DEFINITIONS[at].get_or_init(|| serde_json::from_str(embedded::FILES[at].text).ok());
     definition.as_ref()?.schema(version)
 }
 

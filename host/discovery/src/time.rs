@@ -5,11 +5,7 @@ pub(crate) fn parse_rfc3339(text: &str) -> Option<i128> {
     let bytes = text.as_bytes();
     let number = |from: usize, to: usize| -> Option<i64> {
         let digits = text.get(from..to)?;
-        if digits.bytes().all(|byte| byte.is_ascii_digit()) {
-            digits.parse().ok()
-        } else {
-            None
-        }
+        if digits.bytes().all(|byte| byte.is_ascii_digit()) { digits.parse().ok() } else { None }
     };
     let separated = bytes.len() >= 20
         && bytes[4] == b'-'
@@ -22,12 +18,7 @@ pub(crate) fn parse_rfc3339(text: &str) -> Option<i128> {
     }
     let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
     let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
-    if !(1..=12).contains(&month)
-        || !(1..=31).contains(&day)
-        || hour > 23
-        || minute > 59
-        || second > 60
-    {
+    if !(1..=12).contains(&month) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
         return None;
     }
     let mut rest = text.get(19..)?;
@@ -81,23 +72,12 @@ mod tests {
     #[test]
     fn times() {
         assert_eq!(parse_rfc3339("1970-01-01T00:00:00Z"), Some(0));
-        assert_eq!(
-            parse_rfc3339("2024-02-29T12:30:15.25Z"),
-            Some(1_709_209_815_250_000_000)
-        );
-        assert_eq!(
-            parse_rfc3339("2024-02-29T14:30:15+02:00"),
-            Some(1_709_209_815_000_000_000)
-        );
+        assert_eq!(parse_rfc3339("2024-02-29T12:30:15.25Z"), Some(1_709_209_815_250_000_000));
+        assert_eq!(parse_rfc3339("2024-02-29T14:30:15+02:00"), Some(1_709_209_815_000_000_000));
         assert_eq!(parse_rfc3339("0001-01-01T00:00:00Z"), Some(0));
-        for wrong in [
-            "",
-            "yesterday",
-            "2024-02-29",
-            "2024-13-01T00:00:00Z",
-            "2024-01-01T00:00:00",
-            "2024-01-01T00:00:00.Z",
-        ] {
+        for wrong in
+            ["", "yesterday", "2024-02-29", "2024-13-01T00:00:00Z", "2024-01-01T00:00:00", "2024-01-01T00:00:00.Z"]
+        {
             assert_eq!(parse_rfc3339(wrong), None, "{wrong}");
         }
     }

@@ -74,10 +74,7 @@ impl FolderSource {
         config: Config,
         on_change: impl FnMut(Change) + Send + 'static,
     ) -> Result<Self, LoadError> {
-        let unreadable = |source| LoadError {
-            path: dir.to_owned(),
-            source,
-        };
+        let unreadable = |source| LoadError { path: dir.to_owned(), source };
         scan::identity(dir).map_err(unreadable)?;
         let (messages, inbox) = mpsc::channel();
         let status = Arc::new(Mutex::new(Arc::new(Status::default())));
@@ -96,23 +93,13 @@ impl FolderSource {
             is_initial: true,
         };
         let run = move || worker.run(&inbox);
-        let thread = thread::Builder::new()
-            .name("folder-source".to_owned())
-            .spawn(run)
-            .map_err(unreadable)?;
-        Ok(FolderSource {
-            status,
-            messages,
-            thread: Some(thread),
-        })
+        let thread = thread::Builder::new().name("folder-source".to_owned()).spawn(run).map_err(unreadable)?;
+        Ok(FolderSource { status, messages, thread: Some(thread) })
     }
 
     /// What is in force and what is wrong, as of the last change.
     pub fn status(&self) -> Arc<Status> {
-        self.status
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -198,12 +185,7 @@ impl<F: FnMut(Change)> Worker<F> {
             }),
             Err(_) => false,
         };
-        let paths: Vec<_> = event
-            .paths
-            .iter()
-            .filter(|path| concerns(path))
-            .cloned()
-            .collect();
+        let paths: Vec<_> = event.paths.iter().filter(|path| concerns(path)).cloned().collect();
         if paths.is_empty() {
             return false;
         }
@@ -214,16 +196,13 @@ impl<F: FnMut(Change)> Worker<F> {
             }
             EventKind::Access(_) => return false,
             EventKind::Modify(ModifyKind::Data(_)) => {
-                self.writers
-                    .extend(paths.into_iter().map(|path| (path, Instant::now())));
+                self.writers.extend(paths.into_iter().map(|path| (path, Instant::now())));
             }
             EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => {
                 self.writers.retain(|path, _| !paths.contains(path));
                 self.second_look = Some(Instant::now() + SECOND_LOOK);
             }
-            EventKind::Create(CreateKind::Folder) => {
-                self.second_look = Some(Instant::now() + SECOND_LOOK)
-            }
+            EventKind::Create(CreateKind::Folder) => self.second_look = Some(Instant::now() + SECOND_LOOK),
             EventKind::Create(_) | EventKind::Modify(_) | EventKind::Any | EventKind::Other => {}
         }
         true
@@ -237,8 +216,7 @@ impl<F: FnMut(Change)> Worker<F> {
         }
         let now = Instant::now();
         let open_grace = self.config.timing.open_grace;
-        self.writers
-            .retain(|_, last| now.duration_since(*last) < open_grace);
+        self.writers.retain(|_, last| now.duration_since(*last) < open_grace);
         let scan = identity.and_then(|_| scan::scan(&self.dir, &self.config));
         let is_gone = scan.is_err();
         let mut changes = Changes::default();
@@ -249,34 +227,19 @@ impl<F: FnMut(Change)> Worker<F> {
                 let writers = &self.writers;
                 let open_until = |path: &Path| writers.get(path).map(|last| *last + open_grace);
                 match self.tracker.look(scan, now, open_until) {
-                    Look::Taken {
-                        changes: taken,
-                        pending,
-                    } => {
+                    Look::Taken { changes: taken, pending } => {
                         changes = taken;
                         again = pending;
                     }
                     Look::Hold { until } => return until,
                 }
             }
-            Err(error) => {
-                unreadable = Some(format!(
-                    "{}: {error}; its last state stays in force",
-                    self.dir.display()
-                ))
-            }
+            Err(error) => unreadable = Some(format!("{}: {error}; its last state stays in force", self.dir.display())),
         }
         self.publish(changes, unreadable);
-        let rescan = if is_gone || self.watch_error.is_some() {
-            POLL
-        } else {
-            self.config.timing.rescan
-        };
+        let rescan = if is_gone || self.watch_error.is_some() { POLL } else { self.config.timing.rescan };
         self.second_look = self.second_look.filter(|at| *at > Instant::now());
-        [again, self.second_look]
-            .into_iter()
-            .flatten()
-            .fold(Instant::now() + rescan, Instant::min)
+        [again, self.second_look].into_iter().flatten().fold(Instant::now() + rescan, Instant::min)
     }
 
     /// Watches the folder that stands there now, and its parent for when another one takes its place.
@@ -306,10 +269,7 @@ impl<F: FnMut(Change)> Worker<F> {
                 self.watch_error = None;
             }
             Err(error) => {
-                self.watch_error = Some(format!(
-                    "{} is polled, since watching it failed: {error}",
-                    self.dir.display()
-                ))
+                self.watch_error = Some(format!("{} is polled, since watching it failed: {error}", self.dir.display()))
             }
         }
     }
@@ -318,11 +278,7 @@ impl<F: FnMut(Change)> Worker<F> {
         let mut status = self.tracker.status();
         status.unreadable = unreadable;
         status.watch_error.clone_from(&self.watch_error);
-        let before = self
-            .status
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let before = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if !self.is_initial && changes.is_empty() && *before == status {
             return;
         }

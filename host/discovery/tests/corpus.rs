@@ -9,9 +9,7 @@ use trysail_discovery::{Config, FileInput, Mode, convert, load_folder, parse, sc
 /// The corpus, by `TRYSAIL_CORPUS` or beside the workspace.
 fn corpus(set: &str) -> Option<PathBuf> {
     let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/corpus");
-    let dir = std::env::var_os("TRYSAIL_CORPUS")
-        .map_or_else(beside, PathBuf::from)
-        .join(set);
+    let dir = std::env::var_os("TRYSAIL_CORPUS").map_or_else(beside, PathBuf::from).join(set);
     if dir.is_dir() {
         return Some(dir);
     }
@@ -21,17 +19,11 @@ fn corpus(set: &str) -> Option<PathBuf> {
 
 fn documents(path: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(path).expect("reads");
-    parse::parse_documents(&text)
-        .into_iter()
-        .map(|document| document.expect("reads").value)
-        .collect()
+    parse::parse_documents(&text).into_iter().map(|document| document.expect("reads").value).collect()
 }
 
 fn files(dir: &Path) -> Vec<PathBuf> {
-    let mut files: Vec<_> = std::fs::read_dir(dir)
-        .expect("lists")
-        .map(|entry| entry.expect("lists").path())
-        .collect();
+    let mut files: Vec<_> = std::fs::read_dir(dir).expect("lists").map(|entry| entry.expect("lists").path()).collect();
     files.sort();
     files
 }
@@ -41,12 +33,7 @@ fn read(text: &str) -> FileInput {
 }
 
 fn reasons(input: &FileInput) -> Vec<String> {
-    input
-        .claims
-        .iter()
-        .flat_map(|claim| &claim.refusals)
-        .map(ToString::to_string)
-        .collect()
+    input.claims.iter().flat_map(|claim| &claim.refusals).map(ToString::to_string).collect()
 }
 
 #[test]
@@ -62,18 +49,11 @@ fn crd_verdicts_agree() {
             let input = read(&case["resource"].to_string());
             let found = reasons(&input);
             if accept != found.is_empty() {
-                wrong.push(format!(
-                    "{}: accept should be {accept}: {found:?}; {}",
-                    case["name"], case["crd"]["error"]
-                ));
+                wrong.push(format!("{}: accept should be {accept}: {found:?}; {}", case["name"], case["crd"]["error"]));
             }
         }
     }
-    println!(
-        "{} of {n_cases} verdicts agree; {} rules asked",
-        n_cases - wrong.len(),
-        schema::evaluated_rules()
-    );
+    println!("{} of {n_cases} verdicts agree; {} rules asked", n_cases - wrong.len(), schema::evaluated_rules());
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert_eq!(schema::unevaluated_rules(), BTreeMap::new());
 }
@@ -86,29 +66,17 @@ fn samples_load() {
     let mut verdicts: BTreeMap<String, Vec<bool>> = BTreeMap::new();
     for verdict in documents(&dir.join("verdicts.yaml")) {
         let file = verdict["file"].as_str().expect("a file").to_owned();
-        verdicts
-            .entry(file)
-            .or_default()
-            .push(verdict["crd"]["accept"].as_bool().expect("a verdict"));
+        verdicts.entry(file).or_default().push(verdict["crd"]["accept"].as_bool().expect("a verdict"));
     }
     for (file, want) in verdicts {
         let input = read(&std::fs::read_to_string(dir.join(&file)).expect("reads"));
-        let istio = input.claims.iter().filter(|claim| {
-            claim
-                .object
-                .as_ref()
-                .is_none_or(|object| object.api_version.contains(".istio.io/"))
-        });
+        let istio = input
+            .claims
+            .iter()
+            .filter(|claim| claim.object.as_ref().is_none_or(|object| object.api_version.contains(".istio.io/")));
         // The verdicts are those of strict field validation; here an unknown field only warns.
-        let odd = |document: usize| {
-            input
-                .warnings
-                .iter()
-                .any(|warning| warning.document == document)
-        };
-        let found: Vec<_> = istio
-            .map(|claim| claim.refusals.is_empty() && !odd(claim.document))
-            .collect();
+        let odd = |document: usize| input.warnings.iter().any(|warning| warning.document == document);
+        let found: Vec<_> = istio.map(|claim| claim.refusals.is_empty() && !odd(claim.document)).collect();
         assert_eq!(found, want, "{file}: {:?}", reasons(&input));
     }
 }
@@ -131,11 +99,7 @@ fn webhook_cases_are_taken_by_the_schema_or_refused() {
             }
         }
     }
-    println!(
-        "{} of {n_good} that the webhook takes break the schema:\n{}",
-        wrong.len(),
-        wrong.join("\n")
-    );
+    println!("{} of {n_good} that the webhook takes break the schema:\n{}", wrong.len(), wrong.join("\n"));
 }
 
 #[test]
@@ -156,12 +120,8 @@ fn scenarios_load_with_the_same_refusals() {
         loading += before.elapsed();
         assert_eq!(Config::scenario().mode, Mode::Lenient);
         n_objects += loaded.objects.len();
-        let expected =
-            std::fs::read_to_string(folder.join("expected/validation.txt")).unwrap_or_default();
-        let want: Vec<_> = expected
-            .lines()
-            .filter_map(|line| Some(line.split_once(": crd: ")?.0.to_owned()))
-            .collect();
+        let expected = std::fs::read_to_string(folder.join("expected/validation.txt")).unwrap_or_default();
+        let want: Vec<_> = expected.lines().filter_map(|line| Some(line.split_once(": crd: ")?.0.to_owned())).collect();
         let named = |line: &str| {
             let mut parts = line.rsplit('/');
             let (name, namespace, kind) = (parts.next()?, parts.next()?, parts.next()?);
@@ -172,50 +132,25 @@ fn scenarios_load_with_the_same_refusals() {
         let kubernetes = ["Service", "EndpointSlice", "Pod"];
         let judged = loaded.status.rejections.iter().filter(|refusal| {
             // Two documents without a separator between them: the corpus goes on with the last one.
-            let of_kubernetes = refusal
-                .object
-                .as_ref()
-                .is_some_and(|object| kubernetes.contains(&&*object.kind));
+            let of_kubernetes = refusal.object.as_ref().is_some_and(|object| kubernetes.contains(&&*object.kind));
             !of_kubernetes && !refusal.reason.contains("duplicate key")
         });
-        let mut found: Vec<_> = judged
-            .map(|refusal| {
-                refusal
-                    .object
-                    .as_ref()
-                    .map_or_else(|| "?".to_owned(), ToString::to_string)
-            })
-            .collect();
+        let mut found: Vec<_> =
+            judged.map(|refusal| refusal.object.as_ref().map_or_else(|| "?".to_owned(), ToString::to_string)).collect();
         want.sort();
         want.dedup();
         found.sort();
         found.dedup();
         if want != found || !loaded.status.unknown_kinds.is_empty() {
-            let details: Vec<_> = loaded
-                .status
-                .rejections
-                .iter()
-                .map(ToString::to_string)
-                .collect();
+            let details: Vec<_> = loaded.status.rejections.iter().map(ToString::to_string).collect();
             let unknown = &loaded.status.unknown_kinds;
-            wrong.push(format!(
-                "{}: want {want:?}, found {details:?}, unknown {unknown:?}",
-                folder.display()
-            ));
+            wrong.push(format!("{}: want {want:?}, found {details:?}, unknown {unknown:?}", folder.display()));
         }
         for warning in &loaded.status.warnings {
             println!("{}: {warning}", folder.display());
         }
         assert!(loaded.settings.proxies.is_some(), "{}", folder.display());
     }
-    println!(
-        "{n_scenarios} scenarios, {n_objects} objects, loaded in {loading:?} of {:?}",
-        started.elapsed()
-    );
-    assert!(
-        wrong.is_empty(),
-        "{} of {n_scenarios}:\n{}",
-        wrong.len(),
-        wrong.join("\n")
-    );
+    println!("{n_scenarios} scenarios, {n_objects} objects, loaded in {loading:?} of {:?}", started.elapsed());
+    assert!(wrong.is_empty(), "{} of {n_scenarios}:\n{}", wrong.len(), wrong.join("\n"));
 }

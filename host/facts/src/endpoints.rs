@@ -112,7 +112,10 @@ impl View<'_> {
                 match &member.pod {
                     Some((namespace, name)) => found.objects.extend([ObjectRef::new("Pod", namespace, name)]),
                     None => found.objects.extend(
-                        member.addresses.iter().filter_map(|at| Some(self.pod_of(&slice, member, at)?.reference.clone())),
+                        member
+                            .addresses
+                            .iter()
+                            .filter_map(|at| Some(self.pod_of(&slice, member, at)?.reference.clone())),
                     ),
                 }
             }

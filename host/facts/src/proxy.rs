@@ -1,11 +1,12 @@
 //! What a snapshot knows of a proxy, and the answers about it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
 use serde_json::{Map, Value};
-use trysail_model::{Answer, Proxy, Query};
+use trysail_model::{Answer, ObjectRef, Proxy, Query};
 use trysail_proto::istio::mesh::v1alpha1::ProxyConfig;
 
 use crate::endpoints::View;
@@ -28,6 +29,15 @@ impl View<'_> {
         }
         let labels = Arc::new(labels);
         Some(Proxy { labels, locality: place, targets: targets.into(), ..proxy.clone() })
+    }
+
+    /// The objects behind a proxy's targets: its pod or workload, and the services.
+    pub fn behind_targets(&self, proxy: &Proxy) -> BTreeSet<ObjectRef> {
+        let targets = self.targets_of(proxy, &proxy.labels);
+        let mut objects: BTreeSet<ObjectRef> = targets.iter().map(|target| target.service.source.clone()).collect();
+        objects.extend(self.pod_of_proxy(proxy).map(|pod| pod.reference.clone()));
+        objects.extend(proxy.addresses.iter().flat_map(|address| self.targets_at(address).1));
+        objects
     }
 
     /// The labels of a proxy's workload: of its pod, else of a ServiceEntry's endpoint, else those it sent.

@@ -84,7 +84,15 @@ impl Snapshot for FactsSnapshot {
     }
 
     fn answer_about(&self, proxy: &Proxy, query: &Query) -> Answer {
-        proxy::answer(proxy, query)
+        let answer = proxy::answer(proxy, query);
+        match query.kind {
+            // `refresh` put the bytes into the proxy; what stands behind them is for `explain`.
+            "proxy-targets" => {
+                let objects: Vec<ObjectRef> = self.view().behind_targets(proxy).into_iter().collect();
+                Answer { objects: objects.into(), ..answer }
+            }
+            _ => answer,
+        }
     }
 
     fn refresh(&self, proxy: &Proxy) -> Option<Proxy> {

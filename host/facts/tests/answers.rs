@@ -130,7 +130,12 @@ fn endpoints_know_their_pods() {
 #[test]
 fn targets_of_proxies() {
     let key = "n/a.n.svc.cluster.local".to_owned();
-    let vm = object("WorkloadEntry", "n", "vm", json!({"metadata": {"labels": {"app": "a"}}, "spec": {"address": "10.0.0.9", "ports": {"named": 7}}}));
+    let vm = object(
+        "WorkloadEntry",
+        "n",
+        "vm",
+        json!({"metadata": {"labels": {"app": "a"}}, "spec": {"address": "10.0.0.9", "ports": {"named": 7}}}),
+    );
     let entry = object(
         "ServiceEntry",
         "n",
@@ -144,11 +149,20 @@ fn targets_of_proxies() {
     let own = [(key.clone(), 80, 8080), (key.clone(), 81, 9000), from_entry()];
     assert_eq!(targets(&world, &proxy("a-1.n", "10.0.0.1", json!({}))), own);
     // The address alone does not make it that pod, but ServiceEntries go by address.
-    assert_eq!(targets(&world, &proxy("other.n", "10.0.0.1", json!({}))), [(key.clone(), 80, 8080), (key.clone(), 81, 0), from_entry()]);
+    assert_eq!(
+        targets(&world, &proxy("other.n", "10.0.0.1", json!({}))),
+        [(key.clone(), 80, 8080), (key.clone(), 81, 0), from_entry()]
+    );
     // A WorkloadEntry is known by address; its ports are its own.
-    assert_eq!(targets(&world, &proxy("vm.n", "10.0.0.9", json!({}))), [(key.clone(), 80, 8080), (key.clone(), 81, 7), from_entry()]);
+    assert_eq!(
+        targets(&world, &proxy("vm.n", "10.0.0.9", json!({}))),
+        [(key.clone(), 80, 8080), (key.clone(), 81, 7), from_entry()]
+    );
     // Nothing but the labels it sent: named target ports are not known.
-    assert_eq!(targets(&world, &proxy("x.n", "10.0.0.8", json!({"app": "a"}))), [(key.clone(), 80, 8080), (key, 81, 0)]);
+    assert_eq!(
+        targets(&world, &proxy("x.n", "10.0.0.8", json!({"app": "a"}))),
+        [(key.clone(), 80, 8080), (key, 81, 0)]
+    );
     let by_address: facts::ServiceTargets = ask(&world, "targets-at", &["10.0.0.1"]).expect("the pod has targets");
     assert_eq!(by_address.targets.len(), 3);
 }
@@ -156,7 +170,12 @@ fn targets_of_proxies() {
 #[test]
 fn kubernetes_services_go_before_service_entries() {
     let host = "a.n.svc.cluster.local";
-    let squatter = object("ServiceEntry", "n", "e", json!({"spec": {"hosts": [host], "ports": [{"number": 90, "name": "x", "protocol": "TCP"}]}}));
+    let squatter = object(
+        "ServiceEntry",
+        "n",
+        "e",
+        json!({"spec": {"hosts": [host], "ports": [{"number": 90, "name": "x", "protocol": "TCP"}]}}),
+    );
     let mut young = (*service("n", "a")).clone();
     young.creation_nanos = 1;
     let world = world(&[Arc::new(young), squatter]);
@@ -171,7 +190,9 @@ fn kubernetes_services_go_before_service_entries() {
 
 #[test]
 fn aliases_lead_to_their_end() {
-    let alias = |name: &str, to: &str| object("Service", "n", name, json!({"spec": {"type": "ExternalName", "externalName": to}}));
+    let alias = |name: &str, to: &str| {
+        object("Service", "n", name, json!({"spec": {"type": "ExternalName", "externalName": to}}))
+    };
     let world = world(&[
         service("n", "a"),
         alias("b", "a.n.svc.cluster.local"),
@@ -181,7 +202,8 @@ fn aliases_lead_to_their_end() {
     ]);
     let service: facts::Service = ask(&world, "service", &["n/a.n.svc.cluster.local"]).expect("there is one");
     assert_eq!(service.aliases, ["n/b.n.svc.cluster.local", "n/c.n.svc.cluster.local"]);
-    let (next, affected) = world.apply(&Change { deleted: vec![ObjectRef::new("Service", "n", "b")], ..Change::default() });
+    let (next, affected) =
+        world.apply(&Change { deleted: vec![ObjectRef::new("Service", "n", "b")], ..Change::default() });
     let service: facts::Service = ask(&next, "service", &["n/a.n.svc.cluster.local"]).expect("there is one");
     assert!(service.aliases.is_empty());
     assert!(affected.iter().any(|a| a.covers(&Query::new("service", ["n/a.n.svc.cluster.local"]))));
@@ -197,7 +219,10 @@ fn one_endpoint_names_few_queries() {
         })
         .collect();
     let world = world(&objects);
-    let change = Change { upserted: vec![slice("n", "s3", "s3", &[("10.0.1.3", "s3-1"), ("10.0.1.4", "s4-1")])], ..Change::default() };
+    let change = Change {
+        upserted: vec![slice("n", "s3", "s3", &[("10.0.1.3", "s3-1"), ("10.0.1.4", "s4-1")])],
+        ..Change::default()
+    };
     let (_, affected) = world.apply(&change);
     let mut named: Vec<String> = affected.iter().map(|a| format!("{a:?}")).collect();
     named.sort();
@@ -209,7 +234,14 @@ fn one_endpoint_names_few_queries() {
 
 #[test]
 fn revisions_and_discovery_selectors() {
-    let rule = |revision: &str| object("DestinationRule", "n", "d", json!({"metadata": {"labels": {"istio.io/rev": revision}}, "spec": {"host": "a"}}));
+    let rule = |revision: &str| {
+        object(
+            "DestinationRule",
+            "n",
+            "d",
+            json!({"metadata": {"labels": {"istio.io/rev": revision}}, "spec": {"host": "a"}}),
+        )
+    };
     assert!(ask::<facts::Object>(&world(&[rule("other")]), "object", &["DestinationRule", "n/d"]).is_none());
     assert!(ask::<facts::Object>(&world(&[rule("default")]), "object", &["DestinationRule", "n/d"]).is_some());
     let namespace = |on: &str| object("Namespace", "", "n", json!({"metadata": {"labels": {"mesh": on}}}));

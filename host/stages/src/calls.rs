@@ -56,7 +56,11 @@ pub enum Call {
 impl Call {
     /// A function of a stage.
     pub fn stage(stage: &str, function: &str, args: &[&str]) -> Call {
-        Call::Stage { stage: stage.into(), function: function.into(), args: args.iter().map(|a| (*a).to_owned()).collect() }
+        Call::Stage {
+            stage: stage.into(),
+            function: function.into(),
+            args: args.iter().map(|a| (*a).to_owned()).collect(),
+        }
     }
 
     /// Stage or plugin that does the work, when a guest does.

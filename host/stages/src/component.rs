@@ -103,11 +103,13 @@ struct State {
 
 impl wasmtime::ResourceLimiter for State {
     fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
-        if desired > self.memory_limit {
+        // The limit is for all memories of an instance together.
+        let total = self.memory.saturating_sub(current).saturating_add(desired);
+        if total > self.memory_limit {
             self.memory_refused = true;
             return Ok(false);
         }
-        self.memory = self.memory - current.min(self.memory) + desired;
+        self.memory = total;
         Ok(true)
     }
 
@@ -160,7 +162,7 @@ impl Runtime {
     /// # Errors
     /// When the bytes are no component of the `stage` world.
     pub fn stage(self: &Arc<Self>, name: &str, bytes: &[u8]) -> Result<Arc<dyn Guest>, LoadError> {
-        Ok(Arc::new(self.load(name, bytes)?))
+        Ok(Arc::new(self.load(name, bytes, Role::Stage)?))
     }
 
     /// Loads a plugin and asks it for its hook points.
@@ -168,12 +170,12 @@ impl Runtime {
     /// # Errors
     /// When the bytes are no component of the `plugin` world, or it faults when asked.
     pub fn plugin(self: &Arc<Self>, name: &str, bytes: &[u8]) -> Result<(Arc<dyn Guest>, Vec<String>), LoadError> {
-        let guest = self.load(name, bytes)?;
+        let guest = self.load(name, bytes, Role::Plugin)?;
         let points = guest.points()?;
         Ok((Arc::new(guest), points))
     }
 
-    fn load(self: &Arc<Self>, name: &str, bytes: &[u8]) -> Result<ComponentGuest, LoadError> {
+    fn load(self: &Arc<Self>, name: &str, bytes: &[u8], role: Role) -> Result<ComponentGuest, LoadError> {
         let digest = Fingerprint::of(bytes).to_string();
         let component = match self.cache.as_ref().and_then(|cache| cache.get(&self.engine, &digest)) {
             Some(component) => component,
@@ -190,10 +192,11 @@ impl Runtime {
         let pre = self.linker.instantiate_pre(&component);
         let pre = pre.map_err(|source| LoadError::DoesNotFit { name: name.to_owned(), source })?;
         let guest =
-            ComponentGuest { name: name.to_owned(), digest, pre, runtime: self.clone(), warm: Mutex::default() };
+            ComponentGuest { name: name.to_owned(), digest, role, pre, runtime: self.clone(), warm: Mutex::default() };
         // An instance at once: a component whose exports do not fit must not be found out by a proxy.
         let limits = Limits::default();
-        let instance = guest.instance(&limits).map_err(|source| LoadError::DoesNotFit { name: name.to_owned(), source })?;
+        let instance =
+            guest.instance(&limits).map_err(|source| LoadError::DoesNotFit { name: name.to_owned(), source })?;
         guest.warm.lock().push(instance);
         Ok(guest)
     }
@@ -250,7 +253,9 @@ fn link(linker: &mut Linker<State>, queries: &[QueryDecl]) -> wasmtime::Result<(
             (false, 0, false) => facts.func_wrap(kind, move |s, (): ()| bytes(s, kind, vec![]))?,
             (false, 1, false) => facts.func_wrap(kind, move |s, (a,): (String,)| bytes(s, kind, vec![a]))?,
             (false, 1, true) => facts.func_wrap(kind, move |s, (a,): (String,)| truth(s, kind, vec![a]))?,
-            (false, 2, false) => facts.func_wrap(kind, move |s, (a, b): (String, String)| bytes(s, kind, vec![a, b]))?,
+            (false, 2, false) => {
+                facts.func_wrap(kind, move |s, (a, b): (String, String)| bytes(s, kind, vec![a, b]))?
+            }
             shape => wasmtime::bail!("query {kind} has a shape that no function of the interface has: {shape:?}"),
         }
     }
@@ -263,13 +268,18 @@ fn link(linker: &mut Linker<State>, queries: &[QueryDecl]) -> wasmtime::Result<(
     })?;
     let mut fragment = linker.instance(&format!("{PACKAGE}/fragment@{VERSION}"))?;
     fragment.func_wrap("items", |store: StoreContextMut<'_, State>, (): ()| {
-        let item = |(key, message): &(String, bytes::Bytes)| abi::FragmentItem { key: key.clone(), message: message.to_vec() };
+        let item =
+            |(key, message): &(String, bytes::Bytes)| abi::FragmentItem { key: key.clone(), message: message.to_vec() };
         Ok((store.data().items.iter().map(item).collect::<Vec<_>>(),))
     })?;
     Ok(())
 }
 
-fn bytes(store: StoreContextMut<'_, State>, kind: &'static str, args: Vec<String>) -> wasmtime::Result<(Option<Vec<u8>>,)> {
+fn bytes(
+    store: StoreContextMut<'_, State>,
+    kind: &'static str,
+    args: Vec<String>,
+) -> wasmtime::Result<(Option<Vec<u8>>,)> {
     Ok((ask(store, kind, args)?.map(Vec::from),))
 }
 
@@ -278,7 +288,11 @@ fn truth(store: StoreContextMut<'_, State>, kind: &'static str, args: Vec<String
 }
 
 /// Answers a question. Time spent in other calls that have to be made for the answer is not the guest's.
-fn ask(mut store: StoreContextMut<'_, State>, kind: &'static str, args: Vec<String>) -> wasmtime::Result<Option<bytes::Bytes>> {
+fn ask(
+    mut store: StoreContextMut<'_, State>,
+    kind: &'static str,
+    args: Vec<String>,
+) -> wasmtime::Result<Option<bytes::Bytes>> {
     let state = store.data_mut();
     let Some(asker) = &mut state.asker else {
         // Asked for its hook points, a plugin may ask nothing.
@@ -305,10 +319,18 @@ fn ask(mut store: StoreContextMut<'_, State>, kind: &'static str, args: Vec<Stri
     }
 }
 
+/// What a component is loaded as.
+#[derive(Clone, Copy)]
+enum Role {
+    Stage,
+    Plugin,
+}
+
 /// A component and its warm instances.
 struct ComponentGuest {
     name: String,
     digest: String,
+    role: Role,
     pre: InstancePre<State>,
     runtime: Arc<Runtime>,
     warm: Mutex<Vec<Warm>>,
@@ -348,12 +370,12 @@ impl ComponentGuest {
         store.limiter(|state| state);
         store.set_epoch_deadline(ticks(limits.deadline));
         let instance = self.pre.instantiate(&mut store)?;
-        let exports = match export(&instance, &mut store, "translation", "translate") {
-            Ok(translate) => Exports::Stage(translate),
-            Err(no_stage) => match export(&instance, &mut store, "hooks", "apply") {
-                Ok(apply) => Exports::Plugin { points: export(&instance, &mut store, "hooks", "points")?, apply },
-                Err(_) => return Err(no_stage),
-            },
+        let exports = match self.role {
+            Role::Stage => Exports::Stage(export(&instance, &mut store, "translation", "translate")?),
+            Role::Plugin => {
+                let points = export(&instance, &mut store, "hooks", "points")?;
+                Exports::Plugin { points, apply: export(&instance, &mut store, "hooks", "apply")? }
+            }
         };
         Ok(Warm { store, exports, n_calls: 0 })
     }
@@ -381,7 +403,12 @@ fn ticks(deadline: Duration) -> u64 {
     (deadline.as_millis() / TICK.as_millis()).max(2) as u64
 }
 
-fn export<P, R>(instance: &Instance, store: &mut Store<State>, interface: &str, function: &str) -> wasmtime::Result<TypedFunc<P, R>>
+fn export<P, R>(
+    instance: &Instance,
+    store: &mut Store<State>,
+    interface: &str,
+    function: &str,
+) -> wasmtime::Result<TypedFunc<P, R>>
 where
     P: ComponentNamedList + Lower,
     R: ComponentNamedList + Lift,
@@ -405,7 +432,13 @@ impl Guest for ComponentGuest {
         &self.digest
     }
 
-    fn run(&self, job: &Job, asker: Box<dyn Asker>, limits: &Limits, fresh: bool) -> (Result<Done, Unanswered>, Box<dyn Asker>) {
+    fn run(
+        &self,
+        job: &Job,
+        asker: Box<dyn Asker>,
+        limits: &Limits,
+        fresh: bool,
+    ) -> (Result<Done, Unanswered>, Box<dyn Asker>) {
         let warm = if fresh { None } else { self.warm.lock().pop() };
         let mut warm = match warm.map_or_else(|| self.instance(limits), Ok) {
             Ok(warm) => warm,

@@ -99,6 +99,9 @@ pub(crate) struct ProxyEntry {
     pub served: FxHashMap<TypeUrl, Arc<Node>>,
 }
 
+/// A set of names that is subscribed to.
+pub(crate) type Names = Arc<BTreeSet<trysail_model::ResourceName>>;
+
 /// The translation engine. Cheap to share; all methods may be called from any thread, but not from the async runtime's.
 pub struct Engine {
     pub(crate) config: Config,
@@ -113,6 +116,9 @@ pub struct Engine {
     pub(crate) current: AtomicU64,
     pub(crate) proxies: Mutex<FxHashMap<Arc<str>, ProxyEntry>>,
     pub(crate) counters: Counters,
+    /// The calls of sets of names, by type and by the set's address: equal sets are mostly one allocation, and a set of thousands
+    /// of names is not to be hashed for each proxy. The set is kept, so that its address stays its own.
+    pub(crate) subscriptions: RwLock<FxHashMap<(&'static str, usize), (Names, Arc<CallMemo>)>>,
     pub(crate) retrying: Mutex<BTreeSet<(u32, Fingerprint)>>,
     pub(crate) sampler: AtomicU64,
     decls: FxHashMap<&'static str, QueryDecl>,
@@ -133,7 +139,11 @@ pub struct Advance {
 
 impl Engine {
     /// An engine at a first snapshot.
-    pub fn new(config: Config, guests: impl IntoIterator<Item = Arc<dyn Guest>>, snapshot: Arc<dyn Snapshot>) -> Arc<Self> {
+    pub fn new(
+        config: Config,
+        guests: impl IntoIterator<Item = Arc<dyn Guest>>,
+        snapshot: Arc<dyn Snapshot>,
+    ) -> Arc<Self> {
         let guests = guests.into_iter().map(|guest| (Arc::from(guest.name()), guest)).collect();
         let decls = config.queries.iter().map(|decl| (decl.kind, *decl)).collect();
         Arc::new(Engine {
@@ -148,6 +158,7 @@ impl Engine {
             current: AtomicU64::new(1),
             proxies: Mutex::default(),
             counters: Counters::default(),
+            subscriptions: RwLock::default(),
             retrying: Mutex::default(),
             sampler: AtomicU64::new(0),
         })
@@ -221,7 +232,8 @@ impl Engine {
             .filter(|point| ids(old.get(*point).unwrap_or(&none)) != ids(new.get(*point).unwrap_or(&none)))
             .collect();
         let hooks = self.memos.all().into_iter().filter(|memo| match &memo.call {
-            Call::Hook { point, .. } => moved.contains(&point),
+            // Of plugins because what their faults leave depends on the policy.
+            Call::Hook { point, .. } | Call::Plugin { point, .. } => moved.contains(&point),
             _ => false,
         });
         let dirty = self.memos.mark_dirty(hooks.map(|memo| memo.id), revision);
@@ -240,9 +252,6 @@ impl Engine {
             self.memos.mark_dirty([memo.id], revision);
             let snapshot = self.snapshot();
             self.epoch.store(Arc::new(Epoch { revision, snapshot }));
-        }
-        if let Some(notify) = &self.config.on_settled {
-            notify();
         }
     }
 

@@ -11,7 +11,7 @@ use trysail_sdk::{CallRef, Diagnostic, Entry, Output, Severity};
 use crate::calls::Call;
 use crate::engine::{Engine, Epoch};
 use crate::fault::{FailurePolicy, Fault, FaultKind};
-use crate::memo::CallMemo;
+use crate::memo::{CallMemo, Faulted};
 use crate::metrics::add;
 use crate::node::{Leaf, Node};
 use crate::queries::{Cell, ProxyState, QueryId, Question};
@@ -20,6 +20,8 @@ use crate::trace::{Read, TraceTree};
 
 /// Fingerprints of other calls' outputs, as met during one look-up.
 type Answers = FxHashMap<QueryId, Fingerprint>;
+/// What was read of a proxy for a node, and the nodes of the calls that its leaf asked for.
+type Behind = (Arc<[Read]>, Vec<Arc<Node>>);
 
 /// For whom, at which state, and on the way from which calls something is evaluated.
 #[derive(Clone)]
@@ -76,8 +78,8 @@ impl Engine {
         if let Some(leaf) = self.walk(cx, &mut answers, &memo.traces)? {
             return Ok(leaf);
         }
-        if let Some(fault) = self.walk(cx, &mut answers, &memo.faults)? {
-            return self.after_fault(cx, memo, fault, &[]);
+        if let Some(Faulted { reads, fault }) = self.walk(cx, &mut answers, &memo.faults)? {
+            return self.after_fault(cx, memo, fault, reads, false);
         }
         self.compute(cx, memo)
     }
@@ -91,7 +93,8 @@ impl Engine {
                 (ran.result, ran.reads)
             }
             Call::Hook { point, args, inner } => {
-                let reads = vec![(self.queries.intern(&Question::Plugins(point.clone())), self.hooks_fingerprint(point))];
+                let reads =
+                    vec![(self.queries.intern(&Question::Plugins(point.clone())), self.hooks_fingerprint(point))];
                 (Ok(self.chain(point, args, *inner)), reads)
             }
             Call::Names { stage, function, hook, names } => {
@@ -101,22 +104,24 @@ impl Engine {
                 (Ok(Output { entries: names.iter().map(call).collect(), diagnostics: Vec::new() }), Vec::new())
             }
         };
+        let reads: Arc<[Read]> = reads.into();
+        let result = match result {
+            Ok(output) => self.remember(cx, memo, output, reads.clone()).map_err(run::Stopped::Own),
+            Err(stopped) => Err(stopped),
+        };
         match result {
-            Ok(output) => self.remember(cx, memo, output, reads),
-            Err(run::Stopped::Below(fault)) => Err(fault),
+            Ok(leaf) => Ok(leaf),
+            Err(run::Stopped::Fragment(fault)) => Err(fault),
+            // Not remembered: the fault is that of another call, which is asked again next time.
+            Err(run::Stopped::Asked(fault)) => self.after_fault(cx, memo, fault, reads, true),
             Err(run::Stopped::Own(kind)) => {
                 let fault = self.fault(memo, kind);
+                self.remember_fault(memo, &reads, &fault);
+                // After it is remembered: the retry's end takes its place.
                 if matches!(fault.kind, FaultKind::Slow(_)) {
                     run::retry(self, cx, memo, &reads);
                 }
-                {
-                    let _shared = self.commit.read();
-                    if self.is_current(&cx.epoch) {
-                        memo.faults.write().replace(&reads, fault.clone());
-                        self.register(memo, &reads);
-                    }
-                }
-                self.after_fault(cx, memo, fault, &reads)
+                self.after_fault(cx, memo, fault, reads, false)
             }
         }
     }
@@ -129,13 +134,15 @@ impl Engine {
         if inner.is_some() {
             let mut last = inner;
             for hooked in plugins {
-                let call = Call::Plugin { plugin: hooked.id.clone(), point: point.clone(), args: args.clone(), inner: last };
+                let call =
+                    Call::Plugin { plugin: hooked.id.clone(), point: point.clone(), args: args.clone(), inner: last };
                 last = Some(self.memos.of(call).id);
             }
             output.entries.extend(last.map(|id| Entry::Include(by_number(id))));
         } else {
             for hooked in plugins {
-                let call = Call::Plugin { plugin: hooked.id.clone(), point: point.clone(), args: args.clone(), inner: None };
+                let call =
+                    Call::Plugin { plugin: hooked.id.clone(), point: point.clone(), args: args.clone(), inner: None };
                 output.entries.push(Entry::Include(by_number(self.memos.of(call).id)));
             }
         }
@@ -143,33 +150,52 @@ impl Engine {
     }
 
     /// Takes an output in as a leaf.
-    pub(crate) fn remember(self: &Arc<Self>, cx: &Cx, memo: &Arc<CallMemo>, output: Output, reads: Vec<Read>) -> Result<Arc<Leaf>, Fault> {
+    ///
+    /// # Errors
+    /// When it does not form messages, or shows that the guest is not pure.
+    pub(crate) fn remember(
+        self: &Arc<Self>,
+        cx: &Cx,
+        memo: &Arc<CallMemo>,
+        output: Output,
+        reads: Arc<[Read]>,
+    ) -> Result<Arc<Leaf>, FaultKind> {
         let gate = self.config.gate.clone();
         let message = self.message_of(memo);
         let judge = |bytes: &[u8], whole: bool| match (&gate, &message) {
             (Some(gate), Some(message)) => gate(message, bytes, whole),
             _ => Vec::new(),
         };
-        let leaf = Leaf::new(output, reads.into(), |call| self.resolve(call), &judge, self.config.hold_back)
-            .map_err(|bad| self.fault(memo, FaultKind::BadOutput(bad.to_string())))?;
+        let leaf = Leaf::new(output, reads, |call| self.resolve(call), &judge, self.config.hold_back)
+            .map_err(|bad| FaultKind::BadOutput(bad.to_string()))?;
         let leaf = Arc::new(leaf);
         for call in &leaf.calls {
             call.add_parent(memo.id);
         }
         let _shared = self.commit.read();
-        if self.is_current(&cx.epoch) {
+        // What a guest returned holds for its reads at any revision, and a slow call may take longer than revisions last. The
+        // host's own calls look at more than their reads say while plugins change.
+        let guest = matches!(memo.call, Call::Stage { .. } | Call::Plugin { .. });
+        if guest || self.is_current(&cx.epoch) {
             self.register(memo, &leaf.reads);
             if let Err(fork) = memo.traces.write().insert(&leaf.reads, leaf.clone()) {
-                let asked = |id: QueryId| if id == QueryId::MAX { "nothing more".to_owned() } else { self.describe(id) };
-                let kind = FaultKind::Impure(format!(
+                let asked =
+                    |id: QueryId| if id == QueryId::MAX { "nothing more".to_owned() } else { self.describe(id) };
+                return Err(FaultKind::Impure(format!(
                     "after the same answers it asked {} once and {} now",
                     asked(fork.expected),
                     fork.found.map_or_else(|| "nothing more".to_owned(), asked)
-                ));
-                return Err(self.fault(memo, kind));
+                )));
             }
         }
         Ok(leaf)
+    }
+
+    /// Has the same inputs not tried again. The fault holds for these reads at any revision.
+    pub(crate) fn remember_fault(&self, memo: &CallMemo, reads: &Arc<[Read]>, fault: &Fault) {
+        let _shared = self.commit.read();
+        self.register(memo, reads);
+        memo.faults.write().replace(reads, Faulted { reads: reads.clone(), fault: fault.clone() });
     }
 
     /// Has the call looked at again when what it read moves.
@@ -189,8 +215,16 @@ impl Engine {
         }
     }
 
-    /// What a fault leaves: for a plugin that may be skipped the fragment before it, else nothing.
-    fn after_fault(self: &Arc<Self>, cx: &Cx, memo: &Arc<CallMemo>, fault: Fault, reads: &[Read]) -> Result<Arc<Leaf>, Fault> {
+    /// What a fault leaves: for a plugin that may be skipped the fragment before it, else nothing. `reads` led to the fault, so
+    /// that proxies for which there is none are told apart; `passing` says that it may be over without any of them moving.
+    fn after_fault(
+        self: &Arc<Self>,
+        cx: &Cx,
+        memo: &Arc<CallMemo>,
+        fault: Fault,
+        reads: Arc<[Read]>,
+        passing: bool,
+    ) -> Result<Arc<Leaf>, Fault> {
         cx.faults.lock().push(fault.clone());
         let Call::Plugin { plugin, point, inner, .. } = &memo.call else { return Err(fault) };
         let table = self.hooks.load();
@@ -204,10 +238,11 @@ impl Engine {
             severity: Severity::Error,
             object: format!("plugin {plugin}"),
             field: String::new(),
-            message: format!("skipped: it {}", fault.kind),
+            message: format!("skipped: {fault}"),
         });
-        let leaf = Leaf::new(output, reads.into(), |call| self.resolve(call), &|_, _| Vec::new(), false);
-        let leaf = leaf.map_err(|bad| self.fault(memo, FaultKind::BadOutput(bad.to_string())))?;
+        let leaf = Leaf::new(output, reads, |call| self.resolve(call), &|_, _| Vec::new(), false);
+        let mut leaf = leaf.map_err(|bad| self.fault(memo, FaultKind::BadOutput(bad.to_string())))?;
+        leaf.passing = passing;
         for call in &leaf.calls {
             call.add_parent(memo.id);
         }
@@ -215,12 +250,18 @@ impl Engine {
     }
 
     /// Puts the children of a leaf in place.
-    fn node(self: &Arc<Self>, cx: &mut Cx, memo: &Arc<CallMemo>, leaf: Arc<Leaf>, old: Option<Arc<Node>>) -> Result<Arc<Node>, Fault> {
+    fn node(
+        self: &Arc<Self>,
+        cx: &mut Cx,
+        memo: &Arc<CallMemo>,
+        leaf: Arc<Leaf>,
+        old: Option<Arc<Node>>,
+    ) -> Result<Arc<Node>, Fault> {
         let old = old.filter(|old| Arc::ptr_eq(&old.leaf, &leaf) && !old.degraded);
         let revision = cx.epoch.revision;
         let mut children = Vec::with_capacity(leaf.calls.len());
         let mut same = old.is_some();
-        let mut degraded = false;
+        let mut degraded = leaf.passing;
         for (i, call) in leaf.calls.iter().enumerate() {
             if let Some(old) = &old {
                 let dirty_at = call.dirty_at.load(Ordering::Acquire);
@@ -231,15 +272,19 @@ impl Engine {
             }
             let child = match self.eval(cx, call) {
                 // What Envoy would refuse does not take the place of what it has.
-                Ok(child) if child.leaf.n_refused > 0 => match self.held(cx, call).filter(|held| held.leaf.n_refused == 0) {
-                    Some(held) => {
-                        degraded = true;
-                        held
+                Ok(child) if child.leaf.n_refused > 0 => {
+                    match self.held(cx, call).filter(|held| held.leaf.n_refused == 0) {
+                        Some(held) => {
+                            degraded = true;
+                            held
+                        }
+                        None => child,
                     }
-                    None => child,
-                },
+                }
                 Ok(child) => child,
-                Err(fault) if leaf.includes(i) => {
+                // A hook point passes a fault on: what is held or withheld is the fragment as a whole, or where plugins insert,
+                // the resource around it.
+                Err(fault) if leaf.includes(i) && !matches!(memo.call, Call::Hook { .. }) => {
                     // What the subscriber has of it stays; with nothing to hold it is withheld.
                     degraded = true;
                     cx.faults.lock().push(fault);
@@ -251,7 +296,7 @@ impl Engine {
             same &= old.as_ref().is_some_and(|old| old.children[i].entries.fingerprint == child.entries.fingerprint);
             children.push(child);
         }
-        let proxy_reads = self.proxy_reads(cx, &leaf, &children)?;
+        let (proxy_reads, asked) = self.proxy_reads(cx, &leaf, &children)?;
         let mut conflicts = Vec::new();
         let entries = match &old {
             Some(old) if same => {
@@ -267,7 +312,8 @@ impl Engine {
             && same
             && !degraded
             && old.proxy_reads == proxy_reads
-            && old.children.iter().zip(&children).all(|(a, b)| Arc::ptr_eq(a, b))
+            && same_nodes(&old.children, &children)
+            && same_nodes(&old.asked, &asked)
         {
             old.verified_at.fetch_max(revision, Ordering::AcqRel);
             return Ok(old);
@@ -276,6 +322,7 @@ impl Engine {
             memo: memo.clone(),
             leaf,
             children,
+            asked,
             entries,
             conflicts,
             proxy_reads,
@@ -310,6 +357,7 @@ impl Engine {
             memo: memo.clone(),
             leaf,
             children: Vec::new(),
+            asked: Vec::new(),
             entries,
             conflicts: Vec::new(),
             proxy_reads: [].into(),
@@ -319,11 +367,12 @@ impl Engine {
     }
 
     /// What is read of the proxy by a leaf, the calls it asked for, and its children: each query once, in the order of
-    /// execution, so that the reads of all nodes of a call form a trace tree.
-    fn proxy_reads(self: &Arc<Self>, cx: &mut Cx, leaf: &Leaf, children: &[Arc<Node>]) -> Result<Arc<[Read]>, Fault> {
+    /// execution, so that the reads of all nodes of a call form a trace tree. With them the nodes of the calls asked for.
+    fn proxy_reads(self: &Arc<Self>, cx: &mut Cx, leaf: &Leaf, children: &[Arc<Node>]) -> Result<Behind, Fault> {
         let mut lists: FxHashSet<*const Read> = FxHashSet::default();
         let mut known: FxHashSet<QueryId> = FxHashSet::default();
         let mut reads = Vec::new();
+        let mut asked = Vec::new();
         let mut add_list = |list: &Arc<[Read]>, reads: &mut Vec<Read>, known: &mut FxHashSet<QueryId>| {
             if !list.is_empty() && lists.insert(list.as_ptr()) {
                 reads.extend(list.iter().filter(|read| known.insert(read.0)));
@@ -340,6 +389,7 @@ impl Engine {
                 Question::Derived(call) | Question::DerivedExists(call) => {
                     let node = self.eval(cx, &self.memos.get(*call))?;
                     add_list(&node.proxy_reads, &mut reads, &mut known);
+                    asked.push(node);
                 }
                 Question::Mesh(_) | Question::Plugins(_) => {}
             }
@@ -348,15 +398,22 @@ impl Engine {
             add_list(&child.proxy_reads, &mut reads, &mut known);
         }
         // The common case: one child's list is all there is.
-        if let Some(child) = children.iter().find(|child| child.proxy_reads.len() == reads.len() && *child.proxy_reads == *reads) {
-            return Ok(child.proxy_reads.clone());
+        if let Some(child) =
+            children.iter().find(|child| child.proxy_reads.len() == reads.len() && *child.proxy_reads == *reads)
+        {
+            return Ok((child.proxy_reads.clone(), asked));
         }
-        Ok(reads.into())
+        Ok((reads.into(), asked))
     }
 
     /// Walks a tree with the present answers. Calls that the tree asks for are evaluated with the tree unlocked, since that can
     /// take as long as guests run.
-    fn walk<T: Clone>(self: &Arc<Self>, cx: &mut Cx, known: &mut Answers, tree: &RwLock<TraceTree<T>>) -> Result<Option<T>, Fault> {
+    fn walk<T: Clone>(
+        self: &Arc<Self>,
+        cx: &mut Cx,
+        known: &mut Answers,
+        tree: &RwLock<TraceTree<T>>,
+    ) -> Result<Option<T>, Fault> {
         loop {
             let mut wanted = None;
             let found = tree.read().walk(|id| {
@@ -465,6 +522,10 @@ const BY_NUMBER: &str = "\0call";
 /// A reference to a call by its number.
 pub(crate) fn by_number(id: u32) -> CallRef {
     CallRef { stage: BY_NUMBER.into(), function: id.to_string(), ..CallRef::default() }
+}
+
+fn same_nodes(a: &[Arc<Node>], b: &[Arc<Node>]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
 }
 
 /// The fingerprint of whether there is an item.

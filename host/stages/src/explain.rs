@@ -85,7 +85,8 @@ impl Engine {
 
     /// The calls below a node, and the calls that they asked for.
     fn steps(self: &Arc<Self>, proxy: &Proxy, node: &Arc<Node>, depth: usize, steps: &mut Vec<Step>) {
-        let epoch = self.epoch.load_full();
+        let cx = self.cx(proxy);
+        let epoch = cx.epoch.clone();
         let mut reads = Vec::new();
         let mut below = Vec::new();
         for (id, _) in node.leaf.reads.iter() {
@@ -96,7 +97,8 @@ impl Engine {
                     below.push(*call);
                     Vec::new()
                 }
-                Question::Proxy(_) | Question::Plugins(_) => Vec::new(),
+                Question::Proxy(query) => cx.proxy.answer(&*epoch.snapshot, *id, query).objects.to_vec(),
+                Question::Plugins(_) => Vec::new(),
             };
             reads.push((self.describe(*id), objects));
         }
@@ -105,7 +107,12 @@ impl Engine {
             call: node.memo.call.to_string(),
             by: node.memo.call.guest().map(str::to_owned),
             reads,
-            diagnostics: node.leaf.diagnostics.iter().map(|d| format!("{} {}: {}", d.object, d.field, d.message)).collect(),
+            diagnostics: node
+                .leaf
+                .diagnostics
+                .iter()
+                .map(|d| format!("{} {}: {}", d.object, d.field, d.message))
+                .collect(),
         });
         for call in below {
             if let Ok(asked) = self.node_of(proxy, call) {

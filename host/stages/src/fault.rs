@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FaultKind {
@@ -86,4 +85,3 @@ pub enum FailurePolicy {
     /// What each subscriber was last served stays; with nothing to hold the resource is withheld.
     Hold,
 }
-

@@ -79,13 +79,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits {
-            memory: 64 << 20,
-            deadline: Duration::from_millis(200),
-            output: 32 << 20,
-            queries: 100_000,
-            depth: 24,
-        }
+        Limits { memory: 64 << 20, deadline: Duration::from_millis(200), output: 32 << 20, queries: 100_000, depth: 24 }
     }
 }
 
@@ -101,7 +95,13 @@ pub trait Guest: Send + Sync {
     ///
     /// # Errors
     /// A fault of the guest or of a call that it asked for.
-    fn run(&self, job: &Job, asker: Box<dyn Asker>, limits: &Limits, fresh: bool) -> (Result<Done, Unanswered>, Box<dyn Asker>);
+    fn run(
+        &self,
+        job: &Job,
+        asker: Box<dyn Asker>,
+        limits: &Limits,
+        fresh: bool,
+    ) -> (Result<Done, Unanswered>, Box<dyn Asker>);
 }
 
 /// Size of an output for its limit.
@@ -184,12 +184,20 @@ impl Guest for Native {
         "native"
     }
 
-    fn run(&self, job: &Job, asker: Box<dyn Asker>, limits: &Limits, _fresh: bool) -> (Result<Done, Unanswered>, Box<dyn Asker>) {
+    fn run(
+        &self,
+        job: &Job,
+        asker: Box<dyn Asker>,
+        limits: &Limits,
+        _fresh: bool,
+    ) -> (Result<Done, Unanswered>, Box<dyn Asker>) {
         let host = NativeHost { asker: std::cell::RefCell::new(asker), unanswered: std::cell::RefCell::new(None) };
         let run = || {
             let ctx = trysail_sdk::Ctx::new(&host);
             match (self.code, job) {
-                (NativeCode::Stage(translate), Job::Translate { function, args }) => translate(&ctx, function, args).map(Done::Output),
+                (NativeCode::Stage(translate), Job::Translate { function, args }) => {
+                    translate(&ctx, function, args).map(Done::Output)
+                }
                 (NativeCode::Hook(apply), Job::Apply { point, args, items }) => {
                     let items: Vec<_> = items.iter().map(|(key, bytes)| (key.clone(), bytes.to_vec())).collect();
                     apply(&ctx, point, args, &items).map(Done::Outcome)

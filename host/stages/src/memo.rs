@@ -11,7 +11,7 @@ use crate::calls::{Call, CallId};
 use crate::fault::Fault;
 use crate::node::{Leaf, Node};
 use crate::queries::QueryId;
-use crate::trace::TraceTree;
+use crate::trace::{Read, TraceTree};
 
 /// Everything remembered of one call.
 ///
@@ -29,12 +29,21 @@ pub struct CallMemo {
     /// Proxy reads, own and below, to node.
     pub nodes: RwLock<TraceTree<Arc<Node>>>,
     /// Own reads to the fault they end in, so that the same inputs are not tried again and again.
-    pub faults: RwLock<TraceTree<Fault>>,
+    pub faults: RwLock<TraceTree<Faulted>>,
     /// The newest revision at which something that the call or one below read has moved. A node that was verified
     /// at this revision or later holds.
     pub dirty_at: AtomicU64,
     /// The calls that refer to this one.
     pub parents: RwLock<Vec<CallId>>,
+}
+
+/// A fault and the reads that led to it.
+#[derive(Clone)]
+pub struct Faulted {
+    /// What the call read before.
+    pub reads: Arc<[Read]>,
+    /// The fault.
+    pub fault: Fault,
 }
 
 impl CallMemo {
@@ -51,7 +60,11 @@ impl CallMemo {
     }
 
     /// The node that holds for these answers about a proxy, and whether it is known to hold at `revision`.
-    pub fn lookup(&self, revision: u64, answer: impl FnMut(QueryId) -> Option<Fingerprint>) -> Option<(Arc<Node>, bool)> {
+    pub fn lookup(
+        &self,
+        revision: u64,
+        answer: impl FnMut(QueryId) -> Option<Fingerprint>,
+    ) -> Option<(Arc<Node>, bool)> {
         let node = self.nodes.read().walk(answer)?;
         let dirty_at = self.dirty_at.load(Ordering::Acquire);
         let holds = dirty_at <= revision && node.verified_at.load(Ordering::Acquire) >= dirty_at;

@@ -23,6 +23,8 @@ pub struct Leaf {
     pub diagnostics: Vec<Diagnostic>,
     /// Items left out because Envoy would refuse them.
     pub n_refused: usize,
+    /// Stands in for an output after a fault that may be over without any read moving; nodes of it are not remembered.
+    pub passing: bool,
     entries: Vec<LeafEntry>,
     /// The entries of a leaf without calls; every node of it has the same.
     finished: OnceLock<Entries>,
@@ -176,6 +178,8 @@ pub struct Node {
     pub leaf: Arc<Leaf>,
     /// The nodes of `leaf.calls`, in their order.
     pub children: Vec<Arc<Node>>,
+    /// The nodes of the calls that it asked for: what is in use is what some proxy's nodes lead to.
+    pub asked: Vec<Arc<Node>>,
     /// The finished items.
     pub entries: Entries,
     /// Items left out because a sibling of another call claims the same.
@@ -287,7 +291,7 @@ impl Leaf {
                 refs: item.refs.into(),
             }));
         }
-        Ok(Leaf { reads, calls, diagnostics, n_refused, entries, finished: OnceLock::new() })
+        Ok(Leaf { reads, calls, diagnostics, n_refused, passing: false, entries, finished: OnceLock::new() })
     }
 
     /// Is call `i` an inclusion (and not a hole in an item)?
@@ -305,7 +309,11 @@ impl Leaf {
             return children[*at].entries.clone();
         }
         let list = EntryList::new(self.items(children).collect());
-        if list.has_claims && children.iter().any(|child| child.entries.has_claims) { without_conflicts(&list, diagnostics) } else { list }
+        if list.has_claims && children.iter().any(|child| child.entries.has_claims) {
+            without_conflicts(&list, diagnostics)
+        } else {
+            list
+        }
     }
 
     fn items<'a>(&'a self, children: &'a [Arc<Node>]) -> impl Iterator<Item = NodeEntry> + 'a {

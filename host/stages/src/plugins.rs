@@ -1,6 +1,7 @@
 //! Plugins from a folder: loaded, replaced and removed while everything runs.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -97,7 +98,15 @@ impl PluginFolder {
     /// status and leaves the version before it in force.
     pub fn scan(&mut self) -> bool {
         let mut found = BTreeMap::new();
-        for entry in std::fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+        let entries = match std::fs::read_dir(&self.folder) {
+            Ok(entries) => Some(entries),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => {
+                tracing::error!(folder = %self.folder.display(), %error, "cannot read the plugins' folder; all stay in force");
+                return false;
+            }
+        };
+        for entry in entries.into_iter().flatten().flatten() {
             let path = entry.path();
             let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default().to_owned();
             let name = name.trim_end_matches(".component").to_owned();
@@ -136,11 +145,15 @@ impl PluginFolder {
         let bytes = std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
         let settings = match std::fs::read(beside) {
             Ok(text) => serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", beside.display()))?,
-            Err(_) => Settings::default(),
+            Err(error) if error.kind() == ErrorKind::NotFound => Settings::default(),
+            Err(error) => return Err(format!("cannot read {}: {error}", beside.display())),
         };
         let (guest, points) = self.runtime.plugin(name, &bytes).map_err(|error| with_causes(&error))?;
         if let Some(unknown) = points.iter().find(|point| !POINTS.contains(&point.as_str())) {
-            return Err(format!("it asks for the hook point {unknown:?}, which there is not; there are {}", POINTS.join(", ")));
+            return Err(format!(
+                "it asks for the hook point {unknown:?}, which there is not; there are {}",
+                POINTS.join(", ")
+            ));
         }
         Ok(((guest, points), settings))
     }

@@ -102,7 +102,10 @@ impl Queries {
     /// All mesh queries that were asked, for the audit of the reverse index.
     pub fn mesh_queries(&self) -> Vec<Query> {
         let cells = self.cells.read();
-        cells.iter().filter_map(|cell| if let Question::Mesh(q) = &cell.question { Some(q.clone()) } else { None }).collect()
+        cells
+            .iter()
+            .filter_map(|cell| if let Question::Mesh(q) = &cell.question { Some(q.clone()) } else { None })
+            .collect()
     }
 
     /// The known mesh queries that a change can have moved.
@@ -116,9 +119,11 @@ impl Queries {
                 Affected::Query(query) => found.extend(ids.get(&Question::Mesh(query.clone()))),
                 Affected::Kind(kind) => found.extend(by_kind.get(kind).into_iter().flatten()),
                 Affected::Matching(kind, accepts) => {
-                    found.extend(by_kind.get(kind).into_iter().flatten().filter(|id| match &cells[**id as usize].question {
-                        Question::Mesh(query) => accepts(query),
-                        _ => false,
+                    found.extend(by_kind.get(kind).into_iter().flatten().filter(|id| {
+                        match &cells[**id as usize].question {
+                            Question::Mesh(query) => accepts(query),
+                            _ => false,
+                        }
                     }));
                 }
             }

@@ -105,7 +105,9 @@ impl Recording {
         let args: Arc<[String]> = strings(&job["args"], "job.args")?.into();
         let job = if let Some(point) = job["point"].as_str() {
             let items = job["items"].as_array().ok_or(RecordingError::Field("job.items"))?;
-            let item = |item: &Value| Ok((text(&item["key"], "job.items.key")?, binary(&item["message"], "job.items.message")?));
+            let item = |item: &Value| {
+                Ok((text(&item["key"], "job.items.key")?, binary(&item["message"], "job.items.message")?))
+            };
             let items: Result<Vec<_>, RecordingError> = items.iter().map(item).collect();
             Job::Apply { point: point.into(), args, items: items?.into() }
         } else {
@@ -191,9 +193,7 @@ pub fn output_json(output: &Output) -> Value {
             json!({"key": item.key, "parts": parts, "claims": item.claims, "refs": item.refs})
         }
     };
-    let diagnostic = |d: &trysail_sdk::Diagnostic| {
-        json!({"severity": format!("{:?}", d.severity), "object": d.object, "field": d.field, "message": d.message})
-    };
+    let diagnostic = |d: &trysail_sdk::Diagnostic| json!({"severity": format!("{:?}", d.severity), "object": d.object, "field": d.field, "message": d.message});
     let mut map = Map::new();
     map.insert("entries".into(), output.entries.iter().map(entry).collect());
     map.insert("diagnostics".into(), output.diagnostics.iter().map(diagnostic).collect());

@@ -22,7 +22,9 @@ pub(crate) enum Stopped {
     /// The guest's own fault.
     Own(FaultKind),
     /// A fault in a call that it asked for.
-    Below(Fault),
+    Asked(Fault),
+    /// A fault in the fragment that a plugin was to work on.
+    Fragment(Fault),
 }
 
 /// The end of a run.
@@ -59,7 +61,7 @@ impl Runner<'_> {
         };
         let (job, first) = match self.job(cx) {
             Ok(job) => job,
-            Err(fault) => return Ran { result: Err(Stopped::Below(fault)), reads: Vec::new(), log: Vec::new() },
+            Err(fault) => return Ran { result: Err(Stopped::Fragment(fault)), reads: Vec::new(), log: Vec::new() },
         };
         add(&self.engine.counters.runs);
         if let Some(tell) = &self.engine.config.on_run {
@@ -71,6 +73,8 @@ impl Runner<'_> {
             reads: first,
             log: Vec::new(),
             limit: self.limits.queries,
+            asked: 0,
+            limit_asked: self.limits.output,
             guest: guest.name().to_owned(),
             last_line: None,
         };
@@ -85,7 +89,7 @@ impl Runner<'_> {
                 Err(FaultKind::Trap(last_line.map_or(trap.clone(), |panic| format!("{panic} ({trap})"))))
             }
             Err(Unanswered::Own(kind)) => Err(kind),
-            Err(Unanswered::Below(fault)) => return Ran { result: Err(Stopped::Below(fault)), reads, log },
+            Err(Unanswered::Below(fault)) => return Ran { result: Err(Stopped::Asked(fault)), reads, log },
         };
         Ran { result: result.map_err(Stopped::Own), reads, log }
     }
@@ -178,6 +182,9 @@ struct Recorder {
     reads: Vec<Read>,
     log: Vec<Asked>,
     limit: usize,
+    /// Bytes of questions so far, and how many there may be.
+    asked: usize,
+    limit_asked: usize,
     guest: String,
     /// The last line reported as an error: a panic's message comes right before its trap.
     last_line: Option<String>,
@@ -212,6 +219,11 @@ impl Asker for Recorder {
     fn ask(&mut self, kind: &'static str, args: Vec<String>) -> Result<Option<Bytes>, Unanswered> {
         if self.reads.len() >= self.limit {
             return Err(Unanswered::Own(FaultKind::Queries(self.limit)));
+        }
+        // Questions are remembered by the host, and asking costs the guest no time: their length counts as output does.
+        self.asked += args.iter().map(String::len).sum::<usize>();
+        if self.asked > self.limit_asked {
+            return Err(Unanswered::Own(FaultKind::OutputSize(self.asked, self.limit_asked)));
         }
         let (id, question) = self.question(kind, &args);
         let (fingerprint, answer) = match &question {
@@ -273,7 +285,8 @@ impl Asker for Player {
                 Ok(asked.answer.clone())
             }
             other => {
-                let expected = other.map_or("nothing more".to_owned(), |a| format!("{}({})", a.kind, a.args.join(", ")));
+                let expected =
+                    other.map_or("nothing more".to_owned(), |a| format!("{}({})", a.kind, a.args.join(", ")));
                 let why = format!("a second run asked {kind}({}) where the first asked {expected}", args.join(", "));
                 self.surprise.get_or_insert(why.clone());
                 Err(Unanswered::Own(FaultKind::Impure(why)))
@@ -288,6 +301,18 @@ impl Asker for Player {
     }
 }
 
+/// A retry under way, until it is dropped.
+struct Retrying {
+    engine: Arc<Engine>,
+    key: (u32, Fingerprint),
+}
+
+impl Drop for Retrying {
+    fn drop(&mut self) {
+        self.engine.retrying.lock().remove(&self.key);
+    }
+}
+
 /// Runs a slow call once more with ten times the time, on a thread of its own so that nobody waits for it.
 pub(crate) fn retry(engine: &Arc<Engine>, cx: &Cx, memo: &Arc<CallMemo>, reads: &[Read]) {
     let parts = reads.iter().flat_map(|(id, fingerprint)| [u128::from(*id).to_le_bytes(), fingerprint.to_bytes()]);
@@ -296,6 +321,8 @@ pub(crate) fn retry(engine: &Arc<Engine>, cx: &Cx, memo: &Arc<CallMemo>, reads: 
     if !engine.retrying.lock().insert(key) {
         return;
     }
+    // Dropped also when no thread can be had, or it panics: nobody waits for a retry that is not there.
+    let done = Retrying { engine: engine.clone(), key };
     let (engine, memo, mut cx) = (engine.clone(), memo.clone(), cx.clone());
     cx.stack.clear();
     let run = move || {
@@ -304,9 +331,12 @@ pub(crate) fn retry(engine: &Arc<Engine>, cx: &Cx, memo: &Arc<CallMemo>, reads: 
         match ran.result {
             Ok(output) => {
                 tracing::warn!(call = %memo.call, "a slow call finished at its second try");
-                memo.faults.write().retain(|fault| !matches!(fault.kind, FaultKind::Slow(_)));
-                // A failure to take it in is a fault that `remember` has counted and logged.
-                let _ = engine.remember(&cx, &memo, output, ran.reads);
+                memo.faults.write().retain(|known| !matches!(known.fault.kind, FaultKind::Slow(_)));
+                let reads: Arc<[Read]> = ran.reads.into();
+                if let Err(kind) = engine.remember(&cx, &memo, output, reads.clone()) {
+                    let fault = engine.fault(&memo, kind);
+                    engine.remember_fault(&memo, &reads, &fault);
+                }
             }
             Err(Stopped::Own(kind)) => {
                 let kind = match kind {
@@ -314,12 +344,16 @@ pub(crate) fn retry(engine: &Arc<Engine>, cx: &Cx, memo: &Arc<CallMemo>, reads: 
                     other => other,
                 };
                 let fault = engine.fault(&memo, kind);
-                memo.faults.write().replace(&ran.reads, fault);
+                // What it read beyond the first run's reads ends the fault as well when it moves.
+                engine.remember_fault(&memo, &ran.reads.into(), &fault);
             }
-            Err(Stopped::Below(_)) => {}
+            Err(Stopped::Asked(_) | Stopped::Fragment(_)) => {}
         }
         engine.touch(&memo);
-        engine.retrying.lock().remove(&key);
+        drop(done);
+        if let Some(notify) = &engine.config.on_settled {
+            notify();
+        }
     };
     let spawned = std::thread::Builder::new().name("slow-call".into()).stack_size(crate::STACK).spawn(run);
     if let Err(error) = spawned {

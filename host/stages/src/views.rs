@@ -16,6 +16,9 @@ use crate::memo::CallMemo;
 use crate::node::Node;
 use crate::queries::{ProxyState, Question};
 
+/// Sets of names found by address; above this all are looked up by content once more.
+const MAX_SUBSCRIPTIONS: usize = 10_000;
+
 /// A proxy's resources of one type, as the engine made them.
 pub struct Served {
     /// The revision they are of.
@@ -30,17 +33,27 @@ impl Engine {
     /// The root call of what is watched of a type.
     pub(crate) fn root(&self, type_url: &str, watched: &Watched) -> Option<Arc<CallMemo>> {
         let root = self.config.roots.iter().find(|root| root.type_url == type_url)?;
-        let call = match watched {
-            Watched::Names(names) if root.named => Call::Names {
-                stage: root.stage.into(),
-                function: root.function.into(),
-                hook: root.hook.into(),
-                names: names.clone(),
-            },
+        let names = match watched {
+            Watched::Names(names) if root.named => names,
             _ if root.named => return None,
-            _ => Call::stage(root.stage, root.function, &[]),
+            _ => return Some(self.memos.of(Call::stage(root.stage, root.function, &[]))),
         };
-        Some(self.memos.of(call))
+        let key = (root.type_url, Arc::as_ptr(names) as usize);
+        if let Some((_, memo)) = self.subscriptions.read().get(&key) {
+            return Some(memo.clone());
+        }
+        let memo = self.memos.of(Call::Names {
+            stage: root.stage.into(),
+            function: root.function.into(),
+            hook: root.hook.into(),
+            names: names.clone(),
+        });
+        let mut subscriptions = self.subscriptions.write();
+        if subscriptions.len() >= MAX_SUBSCRIPTIONS {
+            subscriptions.clear();
+        }
+        subscriptions.insert(key, (names.clone(), memo.clone()));
+        Some(memo)
     }
 
     /// The proxy's state at an epoch, and what it was last served of a type.
@@ -52,7 +65,8 @@ impl Engine {
             refreshed_at: epoch.revision,
             served: Default::default(),
         });
-        let introduced_anew = !Arc::ptr_eq(&entry.introduced.metadata, &proxy.metadata) && entry.introduced.metadata != proxy.metadata;
+        let introduced_anew =
+            !Arc::ptr_eq(&entry.introduced.metadata, &proxy.metadata) && entry.introduced.metadata != proxy.metadata;
         if introduced_anew {
             entry.introduced = proxy.clone();
             entry.state = Arc::new(ProxyState::new(epoch.snapshot.refresh(proxy).unwrap_or_else(|| proxy.clone())));
@@ -66,13 +80,20 @@ impl Engine {
     }
 
     /// The resources of one type for a proxy, at an epoch.
-    pub(crate) fn serve(self: &Arc<Self>, epoch: &Arc<Epoch>, proxy: &Proxy, type_url: &TypeUrl, watched: &Watched) -> Served {
+    pub(crate) fn serve(
+        self: &Arc<Self>,
+        epoch: &Arc<Epoch>,
+        proxy: &Proxy,
+        type_url: &TypeUrl,
+        watched: &Watched,
+    ) -> Served {
         let Some(root) = self.root(type_url.as_str(), watched) else {
             return Served { revision: epoch.revision, node: None, faults: Vec::new() };
         };
         let (state, held) = self.state(epoch, proxy, type_url);
         let faults = Arc::new(Mutex::new(Vec::new()));
-        let mut cx = Cx { epoch: epoch.clone(), proxy: state, held: held.clone(), stack: Vec::new(), faults: faults.clone() };
+        let mut cx =
+            Cx { epoch: epoch.clone(), proxy: state, held: held.clone(), stack: Vec::new(), faults: faults.clone() };
         let node = match self.eval(&mut cx, &root) {
             Ok(node) => Some(node),
             Err(fault) => {
@@ -138,7 +159,8 @@ impl Engine {
 
     /// Objects and stages behind a node.
     pub(crate) fn provenance_of(self: &Arc<Self>, proxy: &Proxy, node: &Arc<Node>) -> Provenance {
-        let epoch = self.epoch.load_full();
+        let cx = self.cx(proxy);
+        let epoch = cx.epoch.clone();
         let mut stages: Vec<String> = Vec::new();
         let mut objects = BTreeSet::new();
         self.behind(proxy, std::slice::from_ref(node), |node| {
@@ -149,8 +171,14 @@ impl Engine {
             }
             for (id, _) in node.leaf.reads.iter() {
                 let cell = self.queries.cell(*id);
-                if let Question::Mesh(query) = &cell.question {
-                    objects.extend(self.mesh_answer(&epoch, &cell, query).objects.iter().cloned());
+                match &cell.question {
+                    Question::Mesh(query) => {
+                        objects.extend(self.mesh_answer(&epoch, &cell, query).objects.iter().cloned());
+                    }
+                    Question::Proxy(query) => {
+                        objects.extend(cx.proxy.answer(&*epoch.snapshot, *id, query).objects.iter().cloned());
+                    }
+                    Question::Derived(_) | Question::DerivedExists(_) | Question::Plugins(_) => {}
                 }
             }
         });
@@ -180,15 +208,17 @@ impl Translator for EngineTranslator {
 
     fn views(&self, proxy: &Proxy, wanted: &[(TypeUrl, Watched)], held: &[Option<Arc<View>>]) -> (u64, Vec<Arc<View>>) {
         let epoch = self.0.epoch.load_full();
-        let views = wanted.iter().zip(held.iter().map(Some).chain(std::iter::repeat(None))).map(|((type_url, watched), held)| {
-            let served = self.0.serve(&epoch, proxy, type_url, watched);
-            match (served.node, held.cloned().flatten()) {
-                (Some(node), _) => node.entries.view(),
-                // A fault at the very root, and nothing of an earlier push known to the engine.
-                (None, Some(held)) if !served.faults.is_empty() => held,
-                (None, _) => empty_view(),
-            }
-        });
+        let views = wanted.iter().zip(held.iter().map(Some).chain(std::iter::repeat(None))).map(
+            |((type_url, watched), held)| {
+                let served = self.0.serve(&epoch, proxy, type_url, watched);
+                match (served.node, held.cloned().flatten()) {
+                    (Some(node), _) => node.entries.view(),
+                    // A fault at the very root, and nothing of an earlier push known to the engine.
+                    (None, Some(held)) if !served.faults.is_empty() => held,
+                    (None, _) => empty_view(),
+                }
+            },
+        );
         (epoch.revision, views.collect())
     }
 

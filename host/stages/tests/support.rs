@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each suite uses a part of it")]
 #![allow(missing_docs, clippy::unwrap_used, reason = "support of tests")]
 
+// Named, because cargo takes this file for a suite of its own as well, in which a module would lie elsewhere.
+#[path = "support/guests.rs"]
 pub mod guests;
 
 use std::collections::BTreeMap;
@@ -53,7 +55,8 @@ impl World {
     /// The queries that can be answered otherwise in `self` than in `old`.
     pub fn affected(&self, old: &World) -> Vec<Affected> {
         let keys = |a: &World, b: &World| -> Vec<Affected> {
-            let texts = a.texts.iter().filter(|(k, v)| b.texts.get(*k) != Some(v)).map(|(k, _)| Query::new("setting", [k]));
+            let texts =
+                a.texts.iter().filter(|(k, v)| b.texts.get(*k) != Some(v)).map(|(k, _)| Query::new("setting", [k]));
             let lists = a.lists.iter().filter(|(k, v)| b.lists.get(*k) != Some(v));
             texts.chain(lists.map(|(k, _)| Query::new("services-of-host", [k]))).map(Affected::Query).collect()
         };
@@ -115,7 +118,10 @@ pub fn toy(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Output, Fai
             for name in ctx.services_of_host("plan")? {
                 output.include(CallRef::new("toy", "piece", [name]).hooked("clusters"));
             }
-            output.item(Item::new("own", Message::default().text(1, "shared").hole(2, CallRef::new("toy", "tag", [""; 0]))));
+            output.item(Item::new(
+                "own",
+                Message::default().text(1, "shared").hole(2, CallRef::new("toy", "tag", [""; 0])),
+            ));
         }
         "tag" => {
             let tag = ctx.proxy("TAG").unwrap_or_default();
@@ -186,7 +192,8 @@ pub fn engine(world: &World) -> Arc<Engine> {
 pub fn proxy(id: &str, namespace: &str, tag: &str) -> Proxy {
     let metadata = serde_json::json!({"NAMESPACE": namespace, "TAG": tag});
     let metadata = metadata.as_object().unwrap().clone();
-    Proxy::from_node(&format!("sidecar~10.0.0.1~{id}.{namespace}~{namespace}.svc"), metadata, Default::default()).unwrap()
+    Proxy::from_node(&format!("sidecar~10.0.0.1~{id}.{namespace}~{namespace}.svc"), metadata, Default::default())
+        .unwrap()
 }
 
 /// The resources of a type as name and text (without the tag and length of field 1).

@@ -156,7 +156,10 @@ fn slow_start(asked: &LoadBalancerSettings) -> Option<SlowStartConfig> {
         return Some(SlowStartConfig {
             slow_start_window: warmup.duration,
             // The key is istiod's; nothing can set it at run time.
-            aggression: Some(RuntimeDouble { default_value: warmup.aggression.unwrap_or(1.0), runtime_key: "(".to_owned() }),
+            aggression: Some(RuntimeDouble {
+                default_value: warmup.aggression.unwrap_or(1.0),
+                runtime_key: "(".to_owned(),
+            }),
             min_weight_percent: Some(percent(warmup.minimum_percent.unwrap_or(10.0))),
         });
     }
@@ -165,12 +168,14 @@ fn slow_start(asked: &LoadBalancerSettings) -> Option<SlowStartConfig> {
 
 fn consistent_hash(draft: &mut Draft, hash: &ConsistentHashLb) {
     let cluster = &mut draft.cluster;
-    let ring = |size| LbConfig::RingHashLbConfig(RingHashLbConfig { minimum_ring_size: Some(size), ..Default::default() });
+    let ring =
+        |size| LbConfig::RingHashLbConfig(RingHashLbConfig { minimum_ring_size: Some(size), ..Default::default() });
     match &hash.hash_algorithm {
         Some(HashAlgorithm::Maglev(maglev)) => {
             cluster.lb_policy = LbPolicy::Maglev.into();
             if maglev.table_size != 0 {
-                cluster.lb_config = Some(LbConfig::MaglevLbConfig(MaglevLbConfig { table_size: Some(maglev.table_size) }));
+                cluster.lb_config =
+                    Some(LbConfig::MaglevLbConfig(MaglevLbConfig { table_size: Some(maglev.table_size) }));
             }
         }
         Some(HashAlgorithm::RingHash(algorithm)) => {
@@ -182,7 +187,8 @@ fn consistent_hash(draft: &mut Draft, hash: &ConsistentHashLb) {
         None => {
             cluster.lb_policy = LbPolicy::RingHash.into();
             // The older place of the size.
-            cluster.lb_config = Some(ring(if hash.minimum_ring_size != 0 { hash.minimum_ring_size } else { RING_SIZE }));
+            cluster.lb_config =
+                Some(ring(if hash.minimum_ring_size != 0 { hash.minimum_ring_size } else { RING_SIZE }));
         }
     }
 }

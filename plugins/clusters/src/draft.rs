@@ -50,15 +50,17 @@ impl Http {
     pub fn use_h2(&mut self) {
         self.used = true;
         let h2 = ProtocolConfig::Http2ProtocolOptions(Http2ProtocolOptions::default());
-        self.protocol
-            .get_or_insert(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config: Some(h2) }));
+        self.protocol.get_or_insert(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
+            protocol_config: Some(h2),
+        }));
     }
 
     /// Speaks HTTP/1.1 and keeps the case of headers.
     pub fn use_h1_with_case(&mut self) {
         self.used = true;
         let h1 = ProtocolConfig::HttpProtocolOptions(wire::preserve_case());
-        self.protocol = Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config: Some(h1) }));
+        self.protocol =
+            Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config: Some(h1) }));
     }
 
     /// Speaks what the client speaks.

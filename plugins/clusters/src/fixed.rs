@@ -107,7 +107,12 @@ fn passthrough(settings: &Settings, proxy: &ProxyTraits) -> Cluster {
     cluster
 }
 
-fn dynamic_dns(ctx: &Ctx<'_>, settings: &Settings, proxy: &ProxyTraits, output: &mut Output) -> Result<Cluster, Failure> {
+fn dynamic_dns(
+    ctx: &Ctx<'_>,
+    settings: &Settings,
+    proxy: &ProxyTraits,
+    output: &mut Output,
+) -> Result<Cluster, Failure> {
     let mesh = ctx.mesh_config(&["outbound_traffic_policy"])?;
     let asked: Option<ClientTlsSettings> = mesh.outbound_traffic_policy.and_then(|policy| policy.tls);
     let asked = asked.filter(|tls| tls.mode() != TlSmode::Disable);

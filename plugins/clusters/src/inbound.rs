@@ -51,7 +51,9 @@ pub fn plan(ctx: &Ctx<'_>) -> Result<Output, Failure> {
         ports.retain(|port, _| ingress.iter().all(|listener| number(listener) != *port));
         for (port, targets) in ports {
             let mut args = vec![port.to_string()];
-            args.extend(targets.iter().filter_map(|t| Some((t, t.port.as_ref()?))).map(|(t, port)| target_arg(t, port)));
+            args.extend(
+                targets.iter().filter_map(|t| Some((t, t.port.as_ref()?))).map(|(t, port)| target_arg(t, port)),
+            );
             output.include(CallRef::new("clusters", "inbound-port", args));
         }
     }

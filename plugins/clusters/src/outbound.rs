@@ -32,7 +32,8 @@ const CONNECT_RACE: &str = "RACE_FIRST_TCP_CONNECT";
 pub fn plan(ctx: &Ctx<'_>) -> Result<Output, Failure> {
     let scope: facts::ServiceSummaries = ctx.derived("scope", "services", &["all"])?.unwrap_or_default();
     // A Sidecar may import some ports of a service only.
-    let trims = ctx.derived::<facts::EgressListeners>("scope", "egress", &[])?.is_some_and(|egress| egress.from_sidecar);
+    let trims =
+        ctx.derived::<facts::EgressListeners>("scope", "egress", &[])?.is_some_and(|egress| egress.from_sidecar);
     let mut output = Output::empty();
     for summary in scope.services.iter().filter(|summary| summary.resolution() != Resolution::Alias) {
         let key = format!("{}/{}", summary.namespace, summary.host);
@@ -48,7 +49,8 @@ pub fn plan(ctx: &Ctx<'_>) -> Result<Output, Failure> {
 /// The function `service`.
 pub fn service(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
     let Some(key) = args.first() else { return Err(Failure::BadArguments("clusters/service needs a service".into())) };
-    let only: Option<Vec<u32>> = args.get(1).map(|ports| ports.split(',').filter_map(|port| port.parse().ok()).collect());
+    let only: Option<Vec<u32>> =
+        args.get(1).map(|ports| ports.split(',').filter_map(|port| port.parse().ok()).collect());
     let mut output = Output::empty();
     let Some(service) = ctx.service(key)?.filter(|service| service.resolution() != Resolution::Alias) else {
         return Ok(output);
@@ -70,7 +72,8 @@ pub fn service(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
     for (i, port) in service.ports.iter().take(n_ports).enumerate() {
         let chosen = only.as_ref().is_none_or(|only| only.contains(&port.port));
         // A number that comes twice would make two clusters of one name, which Envoy refuses with all others.
-        let first = service.ports[..i].iter().all(|before| before.port != port.port || before.protocol() == Protocol::Udp);
+        let first =
+            service.ports[..i].iter().all(|before| before.port != port.port || before.protocol() == Protocol::Udp);
         if chosen && first && port.protocol() != Protocol::Udp {
             subject.port(port, tunnels.contains(&port.port), &mut output)?;
         }
@@ -213,7 +216,8 @@ impl Subject<'_> {
         let passthrough = simple(own.and_then(|own| own.load_balancer.as_ref())) == SimpleLb::Passthrough;
         let kind = if passthrough { DiscoveryType::OriginalDst } else { kind };
         let host = &self.service.host;
-        let Some(mut draft) = self.base(name::outbound(port.port, &subset.name, host), kind, port, &subset.name)? else {
+        let Some(mut draft) = self.base(name::outbound(port.port, &subset.name, host), kind, port, &subset.name)?
+        else {
             return Ok(());
         };
         let policy = policy.with_subset(own, port.port);
@@ -231,7 +235,8 @@ impl Subject<'_> {
             Resolution::DnsRoundRobinLb => DiscoveryType::LogicalDns,
             // Gateways have no original destination.
             Resolution::Passthrough
-                if self.kind() != "router" && !(self.settings.headless_eds && self.service.registry == "Kubernetes") =>
+                if self.kind() != "router"
+                    && !(self.settings.headless_eds && self.service.registry == "Kubernetes") =>
             {
                 DiscoveryType::OriginalDst
             }

@@ -49,7 +49,11 @@ pub fn apply(
             retry_budget: retry_budget.map(|budget| thresholds::RetryBudget {
                 budget_percent: Some(percent(budget.percent.unwrap_or(20.0))),
                 budget_interval: budget.budget_interval,
-                min_retry_concurrency: Some(if budget.min_retry_concurrency > 0 { budget.min_retry_concurrency } else { 3 }),
+                min_retry_concurrency: Some(if budget.min_retry_concurrency > 0 {
+                    budget.min_retry_concurrency
+                } else {
+                    3
+                }),
             }),
             track_remaining: settings.track_remaining,
             ..Default::default()

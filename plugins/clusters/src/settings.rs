@@ -299,5 +299,8 @@ pub fn go_duration(text: &str) -> Option<Duration> {
         }
         rest = tail;
     }
-    Some(Duration { seconds: i64::try_from(nanos / 1_000_000_000).ok()?, nanos: i32::try_from(nanos % 1_000_000_000).ok()? })
+    Some(Duration {
+        seconds: i64::try_from(nanos / 1_000_000_000).ok()?,
+        nanos: i32::try_from(nanos % 1_000_000_000).ok()?,
+    })
 }

@@ -119,7 +119,8 @@ impl Host for World {
         match query {
             "mesh-config" => return self.answers.get(query).cloned(),
             "features" => {
-                let values = args.iter().map(|name| self.flags.get(name).copied().unwrap_or_default().to_owned()).collect();
+                let values =
+                    args.iter().map(|name| self.flags.get(name).copied().unwrap_or_default().to_owned()).collect();
                 return Some(facts::Strings { values }.encode_to_vec());
             }
             "derived" if args[0] == "clusters" => {
@@ -241,7 +242,8 @@ fn simple_tls_takes_names_from_requests() {
     let tls = ClientTlsSettings { mode: TlSmode::Simple.into(), ..Default::default() };
     let rule = DestinationRule { traffic_policy: policy(|p| p.tls = Some(tls)), ..Default::default() };
     let cluster = World::new().rule(&rule).cluster();
-    let options: HttpProtocolOptions = unpack(&cluster.typed_extension_protocol_options[HTTP_OPTIONS]).unwrap().unwrap();
+    let options: HttpProtocolOptions =
+        unpack(&cluster.typed_extension_protocol_options[HTTP_OPTIONS]).unwrap().unwrap();
     let upstream = options.upstream_http_protocol_options.unwrap();
     assert!(upstream.auto_sni && upstream.auto_san_validation);
     let context = tls_of(cluster.transport_socket.as_ref()).common_tls_context.unwrap();

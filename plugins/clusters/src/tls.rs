@@ -9,8 +9,8 @@ use trysail_sdk::prost_types::{Any, Struct};
 use trysail_sdk::proto::any::pack;
 use trysail_sdk::proto::envoy::config::cluster::v3::cluster::{DiscoveryType, TransportSocketMatch};
 use trysail_sdk::proto::envoy::config::core::v3::{
-    self as core, ApiConfigSource, ApiVersion, ConfigSource, DataSource, GrpcService, ProxyProtocolConfig, TransportSocket,
-    UpstreamHttpProtocolOptions, api_config_source::ApiType, config_source, data_source, grpc_service,
+    self as core, ApiConfigSource, ApiVersion, ConfigSource, DataSource, GrpcService, ProxyProtocolConfig,
+    TransportSocket, UpstreamHttpProtocolOptions, api_config_source::ApiType, config_source, data_source, grpc_service,
 };
 use trysail_sdk::proto::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use trysail_sdk::proto::envoy::extensions::transport_sockets::tls::v3::{
@@ -123,7 +123,12 @@ fn istio_mutual(subject_alt_names: Vec<String>, sni: String, insecure_skip_verif
     ClientTlsSettings { mode, subject_alt_names, sni, insecure_skip_verify, ..Default::default() }
 }
 
-fn with_files(proxy: &ProxyTraits, sans: Vec<String>, sni: String, insecure_skip_verify: Option<bool>) -> ClientTlsSettings {
+fn with_files(
+    proxy: &ProxyTraits,
+    sans: Vec<String>,
+    sni: String,
+    insecure_skip_verify: Option<bool>,
+) -> ClientTlsSettings {
     ClientTlsSettings {
         mode: TlSmode::Mutual.into(),
         ca_certificates: proxy.root.clone(),
@@ -244,7 +249,8 @@ fn mesh(at: &Situation<'_>, draft: &mut Draft, tls: &ClientTlsSettings) -> Any {
     if draft.dynamic {
         names_from_request(draft, tls);
     }
-    let value = context.parts.into_iter().flat_map(|part| if let Part::Bytes(bytes) = part { bytes } else { Vec::new() });
+    let value =
+        context.parts.into_iter().flat_map(|part| if let Part::Bytes(bytes) = part { bytes } else { Vec::new() });
     Any { type_url: UpstreamTlsContext::type_url(), value: value.collect() }
 }
 
@@ -319,8 +325,11 @@ pub fn proxy_protocol(draft: &mut Draft, asked: Option<&ProxyProtocol>) {
     let Some(asked) = asked else { return };
     let wrap = |inner: TransportSocket| {
         let config = ProxyProtocolConfig { version: asked.version, ..Default::default() };
-        let transport =
-            ProxyProtocolUpstreamTransport { config: Some(config), transport_socket: Some(inner), ..Default::default() };
+        let transport = ProxyProtocolUpstreamTransport {
+            config: Some(config),
+            transport_socket: Some(inner),
+            ..Default::default()
+        };
         wire::transport(SOCKET_PROXY, pack(&transport))
     };
     let cluster = &mut draft.cluster;
@@ -363,7 +372,8 @@ fn comply(policy: &str, params: &mut TlsParameters) {
 
 #[allow(deprecated, reason = "istiod sends the untyped form, which old proxies know too")]
 fn names(sans: &[String]) -> CertificateValidationContext {
-    let exact = |san: &String| StringMatcher { match_pattern: Some(MatchPattern::Exact(san.clone())), ..Default::default() };
+    let exact =
+        |san: &String| StringMatcher { match_pattern: Some(MatchPattern::Exact(san.clone())), ..Default::default() };
     CertificateValidationContext { match_subject_alt_names: sans.iter().map(exact).collect(), ..Default::default() }
 }
 
@@ -397,8 +407,11 @@ fn named_secret(at: &Situation<'_>, name: &str) -> SdsSecretConfig {
         None => name,
     };
     let typed = [PREFIX_CONFIG_MAP, "kubernetes://", "kubernetes-gateway://", "invalid://"];
-    let name =
-        if typed.iter().any(|prefix| name.starts_with(prefix)) { name.to_owned() } else { format!("kubernetes://{name}") };
+    let name = if typed.iter().any(|prefix| name.starts_with(prefix)) {
+        name.to_owned()
+    } else {
+        format!("kubernetes://{name}")
+    };
     // No timeout of its own: a secret that does not exist must not hold back the cluster.
     SdsSecretConfig { name, sds_config: Some(wire::ads(None)) }
 }

@@ -5,8 +5,8 @@ use trysail_sdk::prost_types::{Any, Duration, ListValue, Struct, Value, value::K
 use trysail_sdk::proto::any::pack;
 use trysail_sdk::proto::envoy::config::cluster::v3::Filter;
 use trysail_sdk::proto::envoy::config::core::v3::{
-    self as core, Address, ApiVersion, ConfigSource, Pipe, SocketAddress, TransportSocket, TypedExtensionConfig, address,
-    config_source, http1_protocol_options, socket_address, transport_socket,
+    self as core, Address, ApiVersion, ConfigSource, Pipe, SocketAddress, TransportSocket, TypedExtensionConfig,
+    address, config_source, http1_protocol_options, socket_address, transport_socket,
 };
 use trysail_sdk::proto::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint,
@@ -131,8 +131,9 @@ pub fn metadata_exchange(settings: &Settings) -> Filter {
 /// HTTP/1.1 with headers as the client wrote them.
 pub fn preserve_case() -> core::Http1ProtocolOptions {
     let config = Any {
-        type_url: "type.googleapis.com/envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig"
-            .to_owned(),
+        type_url:
+            "type.googleapis.com/envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig"
+                .to_owned(),
         value: Vec::new(),
     };
     let format =

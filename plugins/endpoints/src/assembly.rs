@@ -154,7 +154,12 @@ fn lb_endpoint(member: &Member<'_>, form: &Form<'_>) -> LbEndpoint {
     }
 }
 
-fn workload(endpoint: &Endpoint, mtls: bool, form: &Form<'_>, metadata: &mut BTreeMap<String, Struct>) -> EnvoyEndpoint {
+fn workload(
+    endpoint: &Endpoint,
+    mtls: bool,
+    form: &Form<'_>,
+    metadata: &mut BTreeMap<String, Struct>,
+) -> EnvoyEndpoint {
     if mtls && !endpoint.tls_mode.is_empty() && endpoint.tls_mode != TLS_DISABLED {
         metadata.insert(META_TRANSPORT.to_owned(), fields([("tlsMode", &endpoint.tls_mode)]));
     }
@@ -188,7 +193,8 @@ fn workload_text(endpoint: &Endpoint, form: &Form<'_>) -> String {
     let own_revision = label(["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
     let external = form.canonical.and_then(|canonical| canonical.labels);
     let name = external.map(|(name, _)| name).or(own_name).unwrap_or(&endpoint.workload_name);
-    let revision = external.map(|(_, revision)| revision).or(own_revision).filter(|r| *r != "latest").unwrap_or_default();
+    let revision =
+        external.map(|(_, revision)| revision).or(own_revision).filter(|r| *r != "latest").unwrap_or_default();
     let namespace = form.canonical.map_or(endpoint.namespace.as_str(), |canonical| canonical.namespace);
     format!("{};{namespace};{name};{revision};{}", endpoint.workload_name, endpoint.cluster_id)
 }

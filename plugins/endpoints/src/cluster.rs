@@ -32,7 +32,8 @@ pub fn cluster(ctx: &Ctx<'_>, name: &str) -> Result<Output, Failure> {
         }
     };
     // Envoy waits for each name it asked for, so what is unknown is answered by nothing.
-    let assignment = found.unwrap_or_else(|| ClusterLoadAssignment { cluster_name: name.to_owned(), ..Default::default() });
+    let assignment =
+        found.unwrap_or_else(|| ClusterLoadAssignment { cluster_name: name.to_owned(), ..Default::default() });
     Ok(item(name, &assignment))
 }
 
@@ -94,7 +95,8 @@ pub fn assignment(ctx: &Ctx<'_>, name: &str) -> Result<Output, Failure> {
     let policy = policy.over_mesh_default(subject.settings.default_policy.as_ref());
     let balancing = Balancing::of(subject.mesh(), policy.load_balancer, &subject.service);
     // As istiod, which knows the labels behind the inline endpoints of whole services only.
-    let when = Circumstances { outlier_detection: policy.outlier_detection.is_some(), by_labels: parts.subset.is_empty() };
+    let when =
+        Circumstances { outlier_detection: policy.outlier_detection.is_some(), by_labels: parts.subset.is_empty() };
     let groups = locality::apply(ctx, balancing, when, groups);
     Ok(item(name, &assembly::assignment(name, &groups, &subject.form())))
 }

@@ -24,7 +24,12 @@ pub struct Circumstances {
 }
 
 /// Applies what is preferred.
-pub fn apply<'e>(ctx: &Ctx<'_>, balancing: Balancing<'_>, when: Circumstances, groups: Vec<Group<'e>>) -> Vec<Group<'e>> {
+pub fn apply<'e>(
+    ctx: &Ctx<'_>,
+    balancing: Balancing<'_>,
+    when: Circumstances,
+    groups: Vec<Group<'e>>,
+) -> Vec<Group<'e>> {
     match balancing {
         Balancing::Off => groups,
         Balancing::Preferred(labels) => by_labels(ctx, labels, when, groups),
@@ -97,7 +102,12 @@ fn close_gaps(groups: &mut [Group<'_>]) {
 
 /// Splits each locality by how many labels its endpoints share with the proxy: the first label that differs decides. A label
 /// may come with the value to prefer (`key=value`), else it is the proxy's.
-fn by_labels<'e, S: AsRef<str>>(ctx: &Ctx<'_>, labels: &[S], when: Circumstances, groups: Vec<Group<'e>>) -> Vec<Group<'e>> {
+fn by_labels<'e, S: AsRef<str>>(
+    ctx: &Ctx<'_>,
+    labels: &[S],
+    when: Circumstances,
+    groups: Vec<Group<'e>>,
+) -> Vec<Group<'e>> {
     if labels.is_empty() || groups.is_empty() || !when.by_labels {
         return groups;
     }

@@ -71,14 +71,16 @@ impl Gateways {
                     continue;
                 }
                 let families = families.get_or_insert_with(|| ctx.proxy("ip-families").unwrap_or_default());
-                let reachable: Vec<_> = gateways.into_iter().filter(|gateway| reaches(families, &gateway.address)).collect();
+                let reachable: Vec<_> =
+                    gateways.into_iter().filter(|gateway| reaches(families, &gateway.address)).collect();
                 let mtls = member.mtls && endpoint.tls_mode == TLS_ISTIO;
                 if reachable.is_empty() || !mtls {
                     continue;
                 }
                 let share = member.weight / u32::try_from(reachable.len()).unwrap_or(u32::MAX);
                 for gateway in reachable {
-                    let place = self.all.iter().position(|other| std::ptr::eq(other, gateway)).expect("it is from the list");
+                    let place =
+                        self.all.iter().position(|other| std::ptr::eq(other, gateway)).expect("it is from the list");
                     *through.entry(place).or_default() += share;
                 }
             }

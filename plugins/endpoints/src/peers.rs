@@ -47,8 +47,9 @@ pub struct PeerRule {
 impl PeerModes {
     /// Is mutual TLS off at this port of a workload with these labels?
     pub fn off_at(&self, labels: &BTreeMap<String, String>, port: u32) -> bool {
-        let has =
-            |pair: &String| pair.split_once('=').is_some_and(|(key, value)| labels.get(key).is_some_and(|own| own == value));
+        let has = |pair: &String| {
+            pair.split_once('=').is_some_and(|(key, value)| labels.get(key).is_some_and(|own| own == value))
+        };
         match self.rules.iter().find(|rule| rule.selector.iter().all(has)) {
             Some(rule) => rule.off_ports.contains(&port) || (rule.off && !rule.on_ports.contains(&port)),
             None => self.off,

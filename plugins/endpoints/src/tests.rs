@@ -188,7 +188,8 @@ fn nearer_regions_come_first_where_hosts_can_fail() {
         World::new(vec![endpoint("10.0.0.1", at("us")), endpoint("10.0.0.2", at("eu"))]).text("proxy locality", "us/a");
     let locality_lb_setting = Some(LocalityLoadBalancerSetting::default());
     world.set("mesh-config", &MeshConfig { locality_lb_setting, ..Default::default() });
-    let priorities = |world: &World| -> Vec<u32> { world.assignment(NAME).endpoints.iter().map(|g| g.priority).collect() };
+    let priorities =
+        |world: &World| -> Vec<u32> { world.assignment(NAME).endpoints.iter().map(|g| g.priority).collect() };
     assert_eq!(priorities(&world), [0, 0]);
     let policy = TrafficPolicy { outlier_detection: Some(OutlierDetection::default()), ..Default::default() };
     let world = world.rule(&DestinationRule { traffic_policy: Some(policy), ..Default::default() });
@@ -206,8 +207,12 @@ fn other_networks_are_reached_through_their_gateways() {
         endpoint("10.1.0.3", plain),
     ];
     let mut world = World::new(endpoints).text("proxy network", "a").text("proxy ip-families", "ipv4");
-    let gateway =
-        |address: &str| NetworkGateway { network: "b".into(), address: address.into(), port: 15443, ..Default::default() };
+    let gateway = |address: &str| NetworkGateway {
+        network: "b".into(),
+        address: address.into(),
+        port: 15443,
+        ..Default::default()
+    };
     let gateways = vec![gateway("1.1.1.2"), gateway("1.1.1.1"), gateway("gateway.example")];
     world.set("network-gateways", &facts::NetworkGateways { gateways });
     let assignment = world.assignment(NAME);

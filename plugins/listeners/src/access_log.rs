@@ -3,13 +3,14 @@
 //!
 //! A JSON format that does not parse is replaced by the default one, as istiod does; nothing is rejected.
 
+use trysail_sdk::prost_types::Struct;
 use trysail_sdk::proto::any::pack;
 use trysail_sdk::proto::envoy::config::accesslog::v3::{
     AccessLog, AccessLogFilter, ResponseFlagFilter, access_log, access_log_filter,
 };
 use trysail_sdk::proto::envoy::config::core::v3::{
-    self as core, DataSource, GrpcService, JsonFormatOptions, SubstitutionFormatString, TypedExtensionConfig, data_source,
-    grpc_service, substitution_format_string,
+    self as core, DataSource, GrpcService, JsonFormatOptions, SubstitutionFormatString, TypedExtensionConfig,
+    data_source, grpc_service, substitution_format_string,
 };
 use trysail_sdk::proto::envoy::extensions::access_loggers::file::v3::{FileAccessLog, file_access_log};
 use trysail_sdk::proto::envoy::extensions::access_loggers::grpc::v3::{
@@ -17,7 +18,6 @@ use trysail_sdk::proto::envoy::extensions::access_loggers::grpc::v3::{
 };
 use trysail_sdk::proto::envoy::extensions::formatter::req_without_query::v3::ReqWithoutQuery;
 use trysail_sdk::proto::istio::mesh::v1alpha1::{MeshConfig, mesh_config::AccessLogEncoding};
-use trysail_sdk::prost_types::Struct;
 use trysail_sdk::{Ctx, Failure};
 
 use crate::json;
@@ -73,7 +73,8 @@ pub fn of_http(ctx: &Ctx<'_>) -> Result<Vec<AccessLog>, Failure> {
     let mesh = ctx.mesh_config(&FIELDS)?;
     let mut logs: Vec<AccessLog> = file(&mesh, None).into_iter().collect();
     if mesh.enable_envoy_access_log_service {
-        let config = HttpGrpcAccessLogConfig { common_config: Some(service("http_envoy_accesslog")), ..Default::default() };
+        let config =
+            HttpGrpcAccessLogConfig { common_config: Some(service("http_envoy_accesslog")), ..Default::default() };
         logs.push(log("envoy.access_loggers.http_grpc", pack(&config), None));
     }
     Ok(logs)

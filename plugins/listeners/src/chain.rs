@@ -34,7 +34,10 @@ pub struct Identity<'a>(&'a str, &'a [String], BTreeSet<&'a str>, BTreeSet<Strin
 impl Chain {
     /// Does the chain match all connections, so that it becomes the default?
     pub fn matches_all(&self) -> bool {
-        (self.sni.is_empty() || self.any_name()) && self.alpn.is_empty() && self.transport.is_empty() && self.cidrs.is_empty()
+        (self.sni.is_empty() || self.any_name())
+            && self.alpn.is_empty()
+            && self.transport.is_empty()
+            && self.cidrs.is_empty()
     }
 
     fn any_name(&self) -> bool {
@@ -44,9 +47,7 @@ impl Chain {
     /// What it matches, in a form that does not depend on order or spelling. Envoy takes no two chains of one identity.
     pub fn identity(&self) -> Identity<'_> {
         let names = self.sni.iter().map(String::as_str).filter(|name| *name != "*").collect();
-        let unspecified = |cidr: &&String| {
-            net::parse_prefix(cidr).is_some_and(|(ip, _)| ip.to_string() != ANY_IPV4)
-        };
+        let unspecified = |cidr: &&String| net::parse_prefix(cidr).is_some_and(|(ip, _)| ip.to_string() != ANY_IPV4);
         let networks = self.cidrs.iter().filter(unspecified).map(|cidr| net::masked(cidr)).collect();
         Identity(self.transport, &self.alpn, names, networks)
     }
@@ -62,7 +63,11 @@ impl Chain {
         cidrs.sort();
         Some(FilterChainMatch {
             server_names: names,
-            prefix_ranges: cidrs.iter().filter_map(|c| net::cidr_range(c)).filter(|r| r.address_prefix != ANY_IPV4).collect(),
+            prefix_ranges: cidrs
+                .iter()
+                .filter_map(|c| net::cidr_range(c))
+                .filter(|r| r.address_prefix != ANY_IPV4)
+                .collect(),
             application_protocols: self.alpn.clone(),
             transport_protocol: self.transport.into(),
             ..Default::default()

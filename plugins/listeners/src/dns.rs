@@ -1,5 +1,6 @@
 //! Destinations that Envoy resolves itself, from the host that a request or a ClientHello names.
 
+use trysail_sdk::prost_types::Any;
 use trysail_sdk::proto::any::pack;
 use trysail_sdk::proto::envoy::config::cluster::v3::cluster::DnsLookupFamily;
 use trysail_sdk::proto::envoy::config::core::v3::TypedExtensionConfig;
@@ -9,7 +10,6 @@ use trysail_sdk::proto::envoy::extensions::filters::network::sni_dynamic_forward
 use trysail_sdk::proto::envoy::extensions::network::dns_resolver::cares::v3::CaresDnsResolverConfig;
 use trysail_sdk::proto::istio::mesh::v1alpha1::mesh_config::outbound_traffic_policy::Mode;
 use trysail_sdk::proto::istio::networking::v1alpha3::OutboundTrafficPolicy;
-use trysail_sdk::prost_types::Any;
 use trysail_sdk::{Ctx, Failure};
 
 use crate::node::{self, Families};
@@ -92,7 +92,8 @@ fn lookup_family(ctx: &Ctx<'_>) -> Result<DnsLookupFamily, Failure> {
     if families.v4 && !families.v6 {
         return Ok(DnsLookupFamily::V4Only);
     }
-    let [dual_stack, extra_v4] = ctx.flags(["ISTIO_DUAL_STACK", "ISTIO_ENABLE_IPV4_OUTBOUND_LISTENER_FOR_IPV6_CLUSTERS"])?;
+    let [dual_stack, extra_v4] =
+        ctx.flags(["ISTIO_DUAL_STACK", "ISTIO_ENABLE_IPV4_OUTBOUND_LISTENER_FOR_IPV6_CLUSTERS"])?;
     Ok(match (families.v4, dual_stack, extra_v4) {
         (true, true, _) | (false, _, true) => DnsLookupFamily::All,
         (true, false, _) => DnsLookupFamily::V4Only,

@@ -10,10 +10,12 @@
 //! Kinds are `outbound`, `proxy` (the HTTP proxy port) and `inbound`. Nothing here warns or rejects.
 
 use trysail_sdk::facts::Protocol;
+use trysail_sdk::prost::Name;
+use trysail_sdk::prost_types::{Any, Duration};
 use trysail_sdk::proto::any::pack;
 use trysail_sdk::proto::envoy::config::core::v3::{
     self as core, ConfigSource, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, TypedExtensionConfig,
-    config_source, http1_protocol_options, http_protocol_options,
+    config_source, http_protocol_options, http1_protocol_options,
 };
 use trysail_sdk::proto::envoy::extensions::filters::http;
 use trysail_sdk::proto::envoy::extensions::filters::network::http_connection_manager::v3::{
@@ -21,11 +23,9 @@ use trysail_sdk::proto::envoy::extensions::filters::network::http_connection_man
 };
 use trysail_sdk::proto::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
 use trysail_sdk::proto::istio::envoy::config::filter::http::alpn::v2alpha1::{FilterConfig as Alpn, filter_config};
-use trysail_sdk::proto::istio::mesh::v1alpha1::proxy_config::{ConnectionSettings, connection_settings};
 use trysail_sdk::proto::istio::mesh::v1alpha1::mesh_config::proxy_path_normalization::NormalizationType;
+use trysail_sdk::proto::istio::mesh::v1alpha1::proxy_config::{ConnectionSettings, connection_settings};
 use trysail_sdk::proto::udpa::r#type::v1::TypedStruct;
-use trysail_sdk::prost::Name;
-use trysail_sdk::prost_types::{Any, Duration};
 use trysail_sdk::{CallRef, Ctx, Failure, Item, Message, Output};
 
 use crate::headers::Headers;
@@ -139,8 +139,11 @@ pub fn head(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
     let kind = Kind::parse(args.first())?;
     let grpc_web = args.get(1).is_some_and(|a| a == "grpc-web");
     let dynamic_host = args.get(2).map_or("", String::as_str);
-    let [exchange, alpn, sessions] =
-        ctx.flags(["PILOT_ENABLE_METADATA_EXCHANGE", "PILOT_ENABLE_ALPN_FILTER", "PILOT_ENABLE_PERSISTENT_SESSION_FILTER"])?;
+    let [exchange, alpn, sessions] = ctx.flags([
+        "PILOT_ENABLE_METADATA_EXCHANGE",
+        "PILOT_ENABLE_ALPN_FILTER",
+        "PILOT_ENABLE_PERSISTENT_SESSION_FILTER",
+    ])?;
 
     let mut message = Message::default();
     let mut add = |name: &str, config: Any| {
@@ -156,7 +159,9 @@ pub fn head(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
     }
     let stats = http::grpc_stats::v3::FilterConfig {
         emit_filter_state: true,
-        per_method_stat_specifier: Some(http::grpc_stats::v3::filter_config::PerMethodStatSpecifier::StatsForAllMethods(false)),
+        per_method_stat_specifier: Some(
+            http::grpc_stats::v3::filter_config::PerMethodStatSpecifier::StatsForAllMethods(false),
+        ),
         ..Default::default()
     };
     add("envoy.filters.http.grpc_stats", pack(&stats));
@@ -258,7 +263,10 @@ pub fn tail(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
         common_http_protocol_options: node::idle_timeout(ctx)
             .map(|idle| HttpProtocolOptions { idle_timeout: Some(idle), ..Default::default() }),
         request_id_extension: Some(RequestIdExtension {
-            typed_config: Some(pack(&UuidRequestIdConfig { use_request_id_for_trace_sampling: Some(true), ..Default::default() })),
+            typed_config: Some(pack(&UuidRequestIdConfig {
+                use_request_id_for_trace_sampling: Some(true),
+                ..Default::default()
+            })),
         }),
         access_log: access_log::of_http(ctx)?,
         ..Default::default()
@@ -272,7 +280,8 @@ pub fn tail(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
         apply(&mut manager, &settings);
     }
 
-    let router = http::router::v3::Router { suppress_envoy_headers: headers.suppress_debug_headers, ..Default::default() };
+    let router =
+        http::router::v3::Router { suppress_envoy_headers: headers.suppress_debug_headers, ..Default::default() };
     let message = Message::default()
         .field(HCM_HTTP_FILTERS, filter_of("envoy.filters.http.router", &pack(&router)))
         .hole(HCM_TRACING, own("tracing", [kind.direction()]))
@@ -285,10 +294,12 @@ pub fn tail(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
 fn http1_options(kind: Kind, http10: bool, preserve_case: bool) -> Option<Http1ProtocolOptions> {
     use trysail_sdk::proto::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
     let header_key_format = preserve_case.then(|| http1_protocol_options::HeaderKeyFormat {
-        header_format: Some(http1_protocol_options::header_key_format::HeaderFormat::StatefulFormatter(TypedExtensionConfig {
-            name: "preserve_case".into(),
-            typed_config: Some(pack(&PreserveCaseFormatterConfig::default())),
-        })),
+        header_format: Some(http1_protocol_options::header_key_format::HeaderFormat::StatefulFormatter(
+            TypedExtensionConfig {
+                name: "preserve_case".into(),
+                typed_config: Some(pack(&PreserveCaseFormatterConfig::default())),
+            },
+        )),
     });
     let allow_absolute_url = (kind == Kind::Proxy).then_some(true);
     (http10 || preserve_case || allow_absolute_url.is_some()).then(|| Http1ProtocolOptions {
@@ -318,7 +329,8 @@ fn connection_settings(ctx: &Ctx<'_>) -> Result<Option<ConnectionSettings>, Fail
 
 fn apply(manager: &mut HttpConnectionManager, settings: &ConnectionSettings) {
     let s = settings;
-    if s.http_idle_timeout.is_some() || s.http_max_connection_duration.is_some() || s.http_max_stream_duration.is_some() {
+    if s.http_idle_timeout.is_some() || s.http_max_connection_duration.is_some() || s.http_max_stream_duration.is_some()
+    {
         let options = manager.common_http_protocol_options.get_or_insert_default();
         overwrite(&mut options.idle_timeout, s.http_idle_timeout);
         overwrite(&mut options.max_connection_duration, s.http_max_connection_duration);
@@ -378,7 +390,8 @@ mod tests {
 
     #[test]
     fn settings_of_connections_override_and_ignore_negative_values() {
-        let mut manager = HttpConnectionManager { stream_idle_timeout: Some(Duration::default()), ..Default::default() };
+        let mut manager =
+            HttpConnectionManager { stream_idle_timeout: Some(Duration::default()), ..Default::default() };
         let settings = ConnectionSettings {
             http_stream_idle_timeout: Some(parts::seconds(7)),
             http_max_concurrent_streams: Some(-1),
@@ -392,7 +405,10 @@ mod tests {
         let h2 = manager.http2_protocol_options.expect("set");
         assert_eq!((h2.max_concurrent_streams, h2.initial_stream_window_size), (None, Some(65536)));
         let common = manager.common_http_protocol_options.expect("set");
-        assert_eq!(common.headers_with_underscores_action, http_protocol_options::HeadersWithUnderscoresAction::DropHeader as i32);
+        assert_eq!(
+            common.headers_with_underscores_action,
+            http_protocol_options::HeadersWithUnderscoresAction::DropHeader as i32
+        );
         assert!(manager.merge_slashes);
     }
 

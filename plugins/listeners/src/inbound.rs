@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use trysail_sdk::facts::{self, PeerPolicy, Protocol, ServiceTarget};
+use trysail_sdk::prost::Message as _;
 use trysail_sdk::proto::envoy::config::core::v3::TrafficDirection;
 use trysail_sdk::proto::envoy::config::listener::v3::{
     Listener, ListenerFilter, ListenerFilterChainMatchPredicate as Predicate,
@@ -14,7 +15,6 @@ use trysail_sdk::proto::envoy::config::listener::v3::{
 };
 use trysail_sdk::proto::envoy::r#type::v3::Int32Range;
 use trysail_sdk::proto::istio::networking::v1alpha3::{CaptureMode, Sidecar};
-use trysail_sdk::prost::Message as _;
 use trysail_sdk::{Ctx, Failure, Item, Message, Output, Severity};
 
 use crate::inbound_chain::{ChainKind, InboundPort};
@@ -34,7 +34,8 @@ struct Planned {
 /// The Sidecar that applies to the proxy.
 pub fn sidecar(ctx: &Ctx<'_>) -> Result<Option<(facts::Object, Sidecar)>, Failure> {
     let Some(object) = ctx.derived::<facts::Object>("scope", "sidecar", &[])? else { return Ok(None) };
-    let spec = Sidecar::decode(object.spec.as_slice()).map_err(|e| Failure::BadAnswer(format!("scope/sidecar: {e}")))?;
+    let spec =
+        Sidecar::decode(object.spec.as_slice()).map_err(|e| Failure::BadAnswer(format!("scope/sidecar: {e}")))?;
     Ok(Some((object, spec)))
 }
 
@@ -73,7 +74,10 @@ pub fn translate(ctx: &Ctx<'_>) -> Result<Output, Failure> {
             let name = format!("{}_{}", binds.first().map_or("", String::as_str), planned.port.target_port);
             let body = Message::default().hole(LISTENER_FILTER_CHAINS, call);
             let filters = inspectors(&[(planned.port.target_port, rows)]);
-            let mut item = Item::new(&name, listening.listener(ctx, &name, &binds, planned.port.target_port, None, filters, body)?);
+            let mut item = Item::new(
+                &name,
+                listening.listener(ctx, &name, &binds, planned.port.target_port, None, filters, body)?,
+            );
             item.claims = binds.iter().map(|b| format!("address:{b}:{}", planned.port.target_port)).collect();
             output.item(item);
         } else {
@@ -96,8 +100,8 @@ pub fn translate(ctx: &Ctx<'_>) -> Result<Output, Failure> {
     inspected.push((0, matrix::rows(matrix::mode(&policy, 0), Protocol::Unsupported)));
     inspected.extend(extra.iter().map(|p| (*p, matrix::rows(matrix::mode(&policy, *p), Protocol::Unsupported))));
 
-    let mut body = Message::default()
-        .hole(LISTENER_FILTER_CHAINS, own("inbound-passthrough", extra.iter().map(u32::to_string)));
+    let mut body =
+        Message::default().hole(LISTENER_FILTER_CHAINS, own("inbound-passthrough", extra.iter().map(u32::to_string)));
     body.parts.extend(chains.parts);
     let wildcards = Families::of(ctx).wildcards();
     let filters = inspectors(&inspected);
@@ -125,8 +129,9 @@ fn plan(
     let unintercepted = interception == Interception::None;
     let mut ports: BTreeMap<u32, Planned> = BTreeMap::new();
 
-    let own_ports: Vec<u32> =
-        sidecar.map(|(_, s)| s.ingress.iter().filter_map(|l| l.port.as_ref()).map(|p| p.number).collect()).unwrap_or_default();
+    let own_ports: Vec<u32> = sidecar
+        .map(|(_, s)| s.ingress.iter().filter_map(|l| l.port.as_ref()).map(|p| p.number).collect())
+        .unwrap_or_default();
     if sidecar.is_none() || merge {
         for target in services {
             let port = target.target_port;
@@ -136,7 +141,12 @@ fn plan(
                 continue;
             }
             if unintercepted && node::privileged(port) && node::is_true(ctx, "UNPRIVILEGED_POD") {
-                output.diagnose(Severity::Warning, title, "", format!("left out: the proxy may not listen on port {port}"));
+                output.diagnose(
+                    Severity::Warning,
+                    title,
+                    "",
+                    format!("left out: the proxy may not listen on port {port}"),
+                );
                 continue;
             }
             if taken.has(port) || mesh_ports.contains(&port) {
@@ -145,7 +155,8 @@ fn plan(
             }
             if let Some(old) = ports.get(&port) {
                 if old.port.protocol != declared.protocol() && old.port.service != target.service {
-                    let message = format!("another protocol on workload port {port} than the older {}", old.port.service);
+                    let message =
+                        format!("another protocol on workload port {port} than the older {}", old.port.service);
                     output.diagnose(Severity::Warning, title, "", message);
                 }
                 continue;
@@ -179,15 +190,30 @@ fn plan(
             listener.bind == wildcard
         };
         if bind_to_port && node::privileged(declared.number) && node::is_true(ctx, "UNPRIVILEGED_POD") {
-            output.diagnose(Severity::Warning, title, field, format!("left out: the proxy may not listen on port {}", declared.number));
+            output.diagnose(
+                Severity::Warning,
+                title,
+                field,
+                format!("left out: the proxy may not listen on port {}", declared.number),
+            );
             continue;
         }
         if on_all && taken.has(declared.number) {
-            output.diagnose(Severity::Warning, title, field, format!("left out: port {} is the proxy's own", declared.number));
+            output.diagnose(
+                Severity::Warning,
+                title,
+                field,
+                format!("left out: port {} is the proxy's own", declared.number),
+            );
             continue;
         }
         if ports.contains_key(&declared.number) {
-            output.diagnose(Severity::Warning, title, field, format!("port {} has a listener already", declared.number));
+            output.diagnose(
+                Severity::Warning,
+                title,
+                field,
+                format!("port {} has a listener already", declared.number),
+            );
             continue;
         }
         let own_tls = listener.tls.is_some() && ingress_tls;
@@ -305,7 +331,8 @@ fn inspectors(chains: &[(u32, &[Row])]) -> Vec<ListenerFilter> {
         filter.filter_disabled = if needs.get(&0).is_some_and(|(tls, _)| *tls) {
             one_of(&ports(&|port, tls, _| port != 0 && !tls))
         } else {
-            one_of(&ports(&|port, tls, _| port != 0 && tls)).map(|p| Predicate { rule: Some(Rule::NotMatch(Box::new(p))) })
+            one_of(&ports(&|port, tls, _| port != 0 && tls))
+                .map(|p| Predicate { rule: Some(Rule::NotMatch(Box::new(p))) })
         };
         filters.push(filter);
     }
@@ -400,7 +427,11 @@ mod tests {
 
     #[test]
     fn nothing_listens_without_interception_and_sidecar() {
-        let host = host(vec![target("shop/a", 80, 8080, Protocol::Http)]).text("proxy", &["metadata:INTERCEPTION_MODE"], "NONE");
+        let host = host(vec![target("shop/a", 80, 8080, Protocol::Http)]).text(
+            "proxy",
+            &["metadata:INTERCEPTION_MODE"],
+            "NONE",
+        );
         assert!(listeners(&host).is_empty());
     }
 

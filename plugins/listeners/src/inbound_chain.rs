@@ -125,7 +125,10 @@ impl InboundPort {
 
     /// The call for the filters: they do not depend on which of the passthrough ports it is.
     fn filters(&self, function: &str) -> CallRef {
-        let general = InboundPort { target_port: if self.kind == ChainKind::Passthrough { 0 } else { self.target_port }, ..self.clone() };
+        let general = InboundPort {
+            target_port: if self.kind == ChainKind::Passthrough { 0 } else { self.target_port },
+            ..self.clone()
+        };
         own(function, general.encode())
     }
 }
@@ -146,7 +149,8 @@ pub fn passthrough(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
     let exchange = Message::default()
         .hole(CHAIN_FILTERS, own("metadata-exchange", [""; 0]))
         .hole(CHAIN_FILTERS, parts::stats("inbound"));
-    let mut item = Item::new("virtualInbound-blackhole", unknown::black_hole("virtualInbound-blackhole", port, exchange));
+    let mut item =
+        Item::new("virtualInbound-blackhole", unknown::black_hole("virtualInbound-blackhole", port, exchange));
     item.claims = vec![format!("match:{port};;;;")];
     output.item(item);
     append(ctx, &InboundPort::passthrough(0), &mut output)?;
@@ -172,15 +176,17 @@ fn append(ctx: &Ctx<'_>, port: &InboundPort, output: &mut Output) -> Result<(), 
         own_tls = enabled.then_some(settings);
     }
     let rows = if own_tls.is_some() { matrix::own_tls_rows(port.protocol) } else { matrix::rows(mode, port.protocol) };
-    let metadata = ingress.as_ref().and_then(|(object, _)| object.r#ref.as_ref()).map(|r| {
-        parts::config_metadata("networking.istio.io/v1", &r.namespace, "sidecar", &r.name)
-    });
+    let metadata = ingress
+        .as_ref()
+        .and_then(|(object, _)| object.r#ref.as_ref())
+        .map(|r| parts::config_metadata("networking.istio.io/v1", &r.namespace, "sidecar", &r.name));
     let plaintext = node::plaintext_alpn(ctx)?;
     for row in rows {
         let name = port.name(ctx, row.http);
         let found = matrix::chain_match(row, port.target_port, &plaintext);
         let claim = parts::match_text(&found);
-        let mut chain = filters(port, row, Message::of(&FilterChain { filter_chain_match: Some(found), ..Default::default() }));
+        let mut chain =
+            filters(port, row, Message::of(&FilterChain { filter_chain_match: Some(found), ..Default::default() }));
         chain = chain.fields(&FilterChain { metadata: metadata.clone(), ..Default::default() });
         chain = match (row.security, own_tls) {
             (Security::None, _) => chain,
@@ -190,10 +196,7 @@ fn append(ctx: &Ctx<'_>, port: &InboundPort, output: &mut Output) -> Result<(), 
             }
             _ => chain.hole(CHAIN_TRANSPORT_SOCKET, own("mtls-socket", [if row.http { "http" } else { "tcp" }])),
         };
-        let mut item = Item::new(
-            format!("{name} {claim}"),
-            chain.fields(&FilterChain { name, ..Default::default() }),
-        );
+        let mut item = Item::new(format!("{name} {claim}"), chain.fields(&FilterChain { name, ..Default::default() }));
         item.claims = vec![claim];
         output.item(item);
     }

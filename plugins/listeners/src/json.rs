@@ -140,7 +140,8 @@ mod tests {
 
     #[test]
     fn reads_objects_only() {
-        let object = parse_object(r#" {"a": "%REQ(:PATH)%", "b": {"c": [1, true, null]}, "d": "\u00e4\n"} "#).expect("an object");
+        let object = parse_object(r#" {"a": "%REQ(:PATH)%", "b": {"c": [1, true, null]}, "d": "\u00e4\n"} "#)
+            .expect("an object");
         assert_eq!(object.fields["a"].kind, Some(Kind::StringValue("%REQ(:PATH)%".into())));
         assert_eq!(object.fields["d"].kind, Some(Kind::StringValue("ä\n".into())));
         for bad in ["", "[]", "{", "{\"a\" 1}", "{\"a\":1} x", "nonsense"] {

@@ -76,7 +76,9 @@ pub fn translate(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Outpu
 /// that are no sidecars have none yet, nor has any sidecar of a mesh without a port for redirected connections.
 fn all(ctx: &Ctx<'_>) -> Result<Output, Failure> {
     let mut output = Output::empty();
-    if ctx.proxy("type").is_some_and(|kind| kind != "sidecar") || ctx.mesh_config(&["proxy_listen_port"])?.proxy_listen_port <= 0 {
+    if ctx.proxy("type").is_some_and(|kind| kind != "sidecar")
+        || ctx.mesh_config(&["proxy_listen_port"])?.proxy_listen_port <= 0
+    {
         return Ok(output);
     }
     output.include(parts::own("outbound", [""; 0]));

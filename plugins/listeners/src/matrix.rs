@@ -67,10 +67,12 @@ const RAW: &str = "raw_buffer";
 
 // Declared HTTP: nothing but HTTP comes, so only mesh clients and plain text are told apart.
 const HTTP_STRICT: &[Row] = &[row(true, Security::Mtls, TLS, Alpn::Any)];
-const HTTP_PERMISSIVE: &[Row] = &[row(true, Security::Mtls, TLS, Alpn::Mesh), row(true, Security::None, RAW, Alpn::Any)];
+const HTTP_PERMISSIVE: &[Row] =
+    &[row(true, Security::Mtls, TLS, Alpn::Mesh), row(true, Security::None, RAW, Alpn::Any)];
 const HTTP_PLAIN: &[Row] = &[row(true, Security::None, RAW, Alpn::Any)];
 // Detected: the client's sidecar says by ALPN what it found; plain text is looked at here.
-const AUTO_STRICT: &[Row] = &[row(true, Security::Mtls, TLS, Alpn::MeshHttp), row(false, Security::Mtls, TLS, Alpn::Any)];
+const AUTO_STRICT: &[Row] =
+    &[row(true, Security::Mtls, TLS, Alpn::MeshHttp), row(false, Security::Mtls, TLS, Alpn::Any)];
 const AUTO_PERMISSIVE: &[Row] = &[
     row(true, Security::Mtls, TLS, Alpn::MeshHttp),
     row(true, Security::None, RAW, Alpn::Plaintext),
@@ -79,7 +81,8 @@ const AUTO_PERMISSIVE: &[Row] = &[
     // TLS of the application itself.
     row(false, Security::None, TLS, Alpn::Any),
 ];
-const AUTO_PLAIN: &[Row] = &[row(true, Security::None, RAW, Alpn::Plaintext), row(false, Security::None, RAW, Alpn::Any)];
+const AUTO_PLAIN: &[Row] =
+    &[row(true, Security::None, RAW, Alpn::Plaintext), row(false, Security::None, RAW, Alpn::Any)];
 const TCP_STRICT: &[Row] = &[row(false, Security::Mtls, TLS, Alpn::Any)];
 const TCP_PERMISSIVE: &[Row] = &[
     row(false, Security::Mtls, TLS, Alpn::Mesh),

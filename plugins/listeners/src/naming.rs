@@ -14,7 +14,13 @@ pub fn inbound_cluster(port: u32) -> String {
 
 /// Cluster of a route's destination. Without a port it is the service's only one, else the listener's. An alias leads
 /// to what it stands for. An empty host comes from Gateway API routes with invalid references.
-pub fn destination_cluster(host: &str, subset: &str, port: Option<u32>, service: Option<&Service>, listener_port: u32) -> String {
+pub fn destination_cluster(
+    host: &str,
+    subset: &str,
+    port: Option<u32>,
+    service: Option<&Service>,
+    listener_port: u32,
+) -> String {
     if host.is_empty() {
         return "UnknownService".into();
     }
@@ -92,7 +98,10 @@ mod tests {
     #[test]
     fn short_names_by_domain() {
         let host = "a.shop.svc.cluster.local";
-        assert_eq!(short_names(host, "shop.svc.cluster.local", true), [&format!("{host}."), "a", "a.shop.svc", "a.shop"]);
+        assert_eq!(
+            short_names(host, "shop.svc.cluster.local", true),
+            [&format!("{host}."), "a", "a.shop.svc", "a.shop"]
+        );
         assert_eq!(short_names(host, "other.svc.cluster.local", false), ["a.shop", "a.shop.svc"]);
         assert!(short_names("a.example", "shop.svc.cluster.local", false).is_empty());
     }

@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use trysail_sdk::proto::envoy::config::core::v3::CidrRange;
 use trysail_sdk::prost_types::Duration;
+use trysail_sdk::proto::envoy::config::core::v3::CidrRange;
 
 /// The address that stands for "all IPv4 addresses", and for a service without an address of its own.
 pub const ANY_IPV4: &str = "0.0.0.0";

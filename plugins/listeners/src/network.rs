@@ -48,7 +48,8 @@ pub fn metadata_exchange(ctx: &Ctx<'_>) -> Result<Option<Message>, Failure> {
         return Ok(None);
     }
     let labels = http::additional_labels(ctx)?;
-    let mut value = parts::structure([("protocol", text("istio-peer-exchange")), ("enable_discovery", parts::truth(true))]);
+    let mut value =
+        parts::structure([("protocol", text("istio-peer-exchange")), ("enable_discovery", parts::truth(true))]);
     if !labels.is_empty() {
         value.fields.insert("additional_labels".into(), list(labels.iter().map(|l| text(l))));
     }
@@ -138,7 +139,12 @@ pub fn proxy_to(ctx: &Ctx<'_>, stat_prefix: &str, target: &Target) -> Result<Tcp
 }
 
 /// The last filters of a chain: the TCP proxy, with or instead of it a database's filter where that is switched on.
-pub fn terminal(ctx: &Ctx<'_>, protocol: Protocol, proxy: &TcpProxy, first_cluster: &str) -> Result<Vec<Message>, Failure> {
+pub fn terminal(
+    ctx: &Ctx<'_>,
+    protocol: Protocol,
+    proxy: &TcpProxy,
+    first_cluster: &str,
+) -> Result<Vec<Message>, Failure> {
     let prefix = proxy.stat_prefix.clone();
     let flag = match protocol {
         Protocol::Mongo => "PILOT_ENABLE_MONGO_FILTER",
@@ -196,7 +202,13 @@ pub struct Outbound<'a> {
 
 impl Outbound<'_> {
     /// Appends the filters to a chain.
-    pub fn append(&self, ctx: &Ctx<'_>, chain: Message, proxy: &TcpProxy, first_cluster: &str) -> Result<Message, Failure> {
+    pub fn append(
+        &self,
+        ctx: &Ctx<'_>,
+        chain: Message,
+        proxy: &TcpProxy,
+        first_cluster: &str,
+    ) -> Result<Message, Failure> {
         let mut chain = chain.hole(CHAIN_FILTERS, parts::stats("outbound"));
         if !self.dynamic_host.is_empty() {
             let config = dns::sni_forward_proxy(dns::cache_of_host(ctx, self.dynamic_host)?, self.port);
@@ -222,7 +234,10 @@ mod tests {
         let key = if by_source { HashKey::UseSourceIp(true) } else { HashKey::HttpHeaderName("x".into()) };
         TrafficPolicy {
             load_balancer: Some(LoadBalancerSettings {
-                lb_policy: Some(LbPolicy::ConsistentHash(ConsistentHashLb { hash_key: Some(key), ..Default::default() })),
+                lb_policy: Some(LbPolicy::ConsistentHash(ConsistentHashLb {
+                    hash_key: Some(key),
+                    ..Default::default()
+                })),
                 ..Default::default()
             }),
             ..Default::default()

@@ -92,9 +92,15 @@ pub struct StaticPorts(Vec<u32>);
 impl StaticPorts {
     /// Asks.
     pub fn of(ctx: &Ctx<'_>) -> Self {
-        let keys =
-            ["ENVOY_STATUS_PORT", "ENVOY_PROMETHEUS_PORT", "ENVOY_SECURE_METRICS_PORT", "ENVOY_SECURE_MERGED_METRICS_PORT"];
-        StaticPorts(keys.iter().filter_map(|key| ctx.proxy_metadata(key)?.parse().ok()).filter(|port| *port != 0).collect())
+        let keys = [
+            "ENVOY_STATUS_PORT",
+            "ENVOY_PROMETHEUS_PORT",
+            "ENVOY_SECURE_METRICS_PORT",
+            "ENVOY_SECURE_MERGED_METRICS_PORT",
+        ];
+        StaticPorts(
+            keys.iter().filter_map(|key| ctx.proxy_metadata(key)?.parse().ok()).filter(|port| *port != 0).collect(),
+        )
     }
 
     /// Is the port taken?
@@ -127,7 +133,11 @@ mod tests {
 
     #[test]
     fn modes_and_families() {
-        let host = Answers::default().text("proxy", &["metadata:INTERCEPTION_MODE"], "TPROXY").text("proxy", &["ip-families"], "dual");
+        let host = Answers::default().text("proxy", &["metadata:INTERCEPTION_MODE"], "TPROXY").text(
+            "proxy",
+            &["ip-families"],
+            "dual",
+        );
         let ctx = Ctx::new(&host);
         assert_eq!(interception(&ctx), Interception::Tproxy);
         assert_eq!(Families::of(&ctx).wildcards(), ["0.0.0.0", "::"]);

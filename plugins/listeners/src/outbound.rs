@@ -4,9 +4,9 @@
 //! diagnostic, because Envoy would refuse the listener. Nothing is rejected.
 
 use trysail_sdk::facts::Protocol;
+use trysail_sdk::prost_types::Duration;
 use trysail_sdk::proto::envoy::config::core::v3::TrafficDirection;
 use trysail_sdk::proto::envoy::config::listener::v3::{FilterChain, FilterChainMatch, Listener, listener};
-use trysail_sdk::prost_types::Duration;
 use trysail_sdk::{Ctx, Failure, Item, Message, Output, Severity};
 
 use crate::chain::Chain;
@@ -311,8 +311,10 @@ mod tests {
         let ctx = Ctx::new(host);
         let args: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
         let output = translate(&ctx, &args).expect("a listener");
-        let listeners =
-            items(&ctx, &output).iter().map(|(_, bytes)| Listener::decode(bytes.as_slice()).expect("a listener")).collect();
+        let listeners = items(&ctx, &output)
+            .iter()
+            .map(|(_, bytes)| Listener::decode(bytes.as_slice()).expect("a listener"))
+            .collect();
         (listeners, output)
     }
 
@@ -332,7 +334,11 @@ mod tests {
             ..Default::default()
         };
         let object = facts::Object {
-            r#ref: Some(facts::ObjectRef { kind: "VirtualService".into(), namespace: "shop".into(), name: "rules".into() }),
+            r#ref: Some(facts::ObjectRef {
+                kind: "VirtualService".into(),
+                namespace: "shop".into(),
+                name: "rules".into(),
+            }),
             api_version: "networking.istio.io/v1".into(),
             spec: spec.encode_to_vec(),
             ..Default::default()
@@ -343,7 +349,11 @@ mod tests {
             ..Default::default()
         };
         Answers::default()
-            .message("derived", &["scope", "virtual-services", "0"], &VirtualServiceSummaries { virtual_services: vec![summary] })
+            .message(
+                "derived",
+                &["scope", "virtual-services", "0"],
+                &VirtualServiceSummaries { virtual_services: vec![summary] },
+            )
             .message("object", &["VirtualService", "shop/rules"], &object)
             .message("service", &["shop/a.example"], &service)
     }
@@ -399,8 +409,12 @@ mod tests {
         let twice = tcp("shop/b.example", Protocol::Https).encode();
         let (listeners, output) =
             made(&Answers::default(), &["0.0.0.0_443", "0.0.0.0", "443", "", &parts[0], &parts[1], &twice]);
-        let names: Vec<&str> =
-            listeners[0].filter_chains.iter().filter_map(|c| c.filter_chain_match.as_ref()).map(|m| m.server_names[0].as_str()).collect();
+        let names: Vec<&str> = listeners[0]
+            .filter_chains
+            .iter()
+            .filter_map(|c| c.filter_chain_match.as_ref())
+            .map(|m| m.server_names[0].as_str())
+            .collect();
         assert_eq!(names, ["a.example", "b.example"]);
         assert_eq!(output.diagnostics.len(), 1);
     }
@@ -433,7 +447,9 @@ mod tests {
         assert!(listeners[0].default_filter_chain.is_none());
         let found = proxy(&listeners[0].filter_chains[0]);
         assert_eq!(found.stat_prefix, "rules.shop");
-        let Some(tcp_proxy::ClusterSpecifier::WeightedClusters(clusters)) = found.cluster_specifier else { panic!("weights") };
+        let Some(tcp_proxy::ClusterSpecifier::WeightedClusters(clusters)) = found.cluster_specifier else {
+            panic!("weights")
+        };
         let weights: Vec<u32> = clusters.clusters.iter().map(|c| c.weight).collect();
         assert_eq!(weights, [80, 20]);
     }
@@ -443,7 +459,11 @@ mod tests {
         let part = TcpPart { endpoint: true, ..tcp("shop/a.example", Protocol::Tcp) }.encode();
         let args = ["10.0.0.9_443", "10.0.0.9", "443", "", part.as_str()];
         assert_eq!(made(&Answers::default(), &args).0.len(), 1);
-        let own = Answers::default().text("proxy-has-address", &["10.0.0.9"], "").text("proxy", &["addresses"], "10.0.0.9,::1");
+        let own = Answers::default().text("proxy-has-address", &["10.0.0.9"], "").text(
+            "proxy",
+            &["addresses"],
+            "10.0.0.9,::1",
+        );
         assert!(made(&own, &args).0.is_empty());
     }
 

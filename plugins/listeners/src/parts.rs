@@ -1,5 +1,7 @@
 //! Small builders of Envoy messages, and the numbers of the fields that are filled through holes.
 
+use trysail_sdk::prost::Name;
+use trysail_sdk::prost_types::{Any, Duration, ListValue, Struct, Value, value::Kind};
 use trysail_sdk::proto::any::pack;
 use trysail_sdk::proto::envoy::config::core::v3::{
     self as core, Address, Pipe, SocketAddress, TransportSocket, address, socket_address,
@@ -8,8 +10,6 @@ use trysail_sdk::proto::envoy::config::listener::v3::{
     AdditionalAddress, FilterChainMatch, ListenerFilter, listener_filter,
 };
 use trysail_sdk::proto::envoy::extensions::filters::listener as listener_filters;
-use trysail_sdk::prost::Name;
-use trysail_sdk::prost_types::{Any, Duration, ListValue, Struct, Value, value::Kind};
 use trysail_sdk::{CallRef, Message};
 
 /// `Listener.filter_chains`.
@@ -82,7 +82,8 @@ pub fn listener_filter<M: Name>(name: &str, config: &M) -> ListenerFilter {
 
 /// Detects TLS and reads SNI and ALPN. Its first read is small because a ClientHello rarely needs Envoy's 64 KiB.
 pub fn tls_inspector() -> ListenerFilter {
-    let config = listener_filters::tls_inspector::v3::TlsInspector { initial_read_buffer_size: Some(512), ..Default::default() };
+    let config =
+        listener_filters::tls_inspector::v3::TlsInspector { initial_read_buffer_size: Some(512), ..Default::default() };
     listener_filter("envoy.filters.listener.tls_inspector", &config)
 }
 

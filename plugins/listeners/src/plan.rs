@@ -17,8 +17,8 @@ use trysail_sdk::{Ctx, Failure, Output, Severity};
 use crate::net::{self, ANY_IPV4, ANY_IPV6};
 use crate::node::{self, Families, Interception, StaticPorts};
 use crate::outbound::HttpPart;
-use crate::tcp::TcpPart;
 use crate::parts;
+use crate::tcp::TcpPart;
 
 /// How a protocol is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,9 @@ pub enum Class {
 pub fn class(protocol: Protocol) -> Class {
     match protocol {
         Protocol::Http | Protocol::Http2 | Protocol::HttpProxy | Protocol::Grpc | Protocol::GrpcWeb => Class::Http,
-        Protocol::Tcp | Protocol::Https | Protocol::Tls | Protocol::Mongo | Protocol::Redis | Protocol::Mysql => Class::Tcp,
+        Protocol::Tcp | Protocol::Https | Protocol::Tls | Protocol::Mongo | Protocol::Redis | Protocol::Mysql => {
+            Class::Tcp
+        }
         Protocol::Udp => Class::Unserved,
         Protocol::Unsupported | Protocol::Hbone | Protocol::DoubleHbone => Class::Auto,
     }
@@ -103,7 +105,12 @@ pub fn translate(ctx: &Ctx<'_>) -> Result<Output, Failure> {
     }
     for ((_, port), entry) in plan.entries {
         let name = format!("{}_{port}", entry.binds.first().map_or("", String::as_str));
-        let mut args = vec![name, entry.binds.join(","), port.to_string(), if entry.bind_to_port { "bind" } else { "" }.to_owned()];
+        let mut args = vec![
+            name,
+            entry.binds.join(","),
+            port.to_string(),
+            if entry.bind_to_port { "bind" } else { "" }.to_owned(),
+        ];
         args.extend(entry.parts);
         output.include(parts::own("outbound-listener", args).hooked("listener"));
     }
@@ -114,7 +121,8 @@ impl Plan<'_> {
     fn egress(&mut self, listener: &EgressListener, unintercepted: bool, output: &mut Output) -> Result<(), Failure> {
         const CAPTURE_NONE: i32 = 2;
         // A pipe cannot be the original destination of anything.
-        let bind_to_port = unintercepted || listener.capture_mode == CAPTURE_NONE || listener.bind.starts_with("unix://");
+        let bind_to_port =
+            unintercepted || listener.capture_mode == CAPTURE_NONE || listener.bind.starts_with("unix://");
         let binds = if !listener.bind.is_empty() {
             vec![listener.bind.clone()]
         } else if bind_to_port {
@@ -182,7 +190,9 @@ impl Plan<'_> {
             return if selects { Ok(()) } else { self.add(offer, output) };
         }
         for endpoint in endpoints {
-            if endpoint.addresses.is_empty() || endpoint.addresses.iter().any(|a| a.parse::<std::net::IpAddr>().is_err()) {
+            if endpoint.addresses.is_empty()
+                || endpoint.addresses.iter().any(|a| a.parse::<std::net::IpAddr>().is_err())
+            {
                 continue;
             }
             self.add(Offer { binds: endpoint.addresses, endpoint: true, ..offer.clone() }, output)?;
@@ -317,7 +327,10 @@ impl Plan<'_> {
             return first;
         }
         if self.allocated && service.address == ANY_IPV4 {
-            let fits = |a: &&String| a.parse::<std::net::IpAddr>().is_ok_and(|ip| if ip.is_ipv4() { self.families.v4 } else { self.families.v6 });
+            let fits = |a: &&String| {
+                a.parse::<std::net::IpAddr>()
+                    .is_ok_and(|ip| if ip.is_ipv4() { self.families.v4 } else { self.families.v6 })
+            };
             let mut found: Vec<&String> = service.auto_allocated_addresses.iter().filter(fits).collect();
             found.sort_by_key(|a| a.contains(':'));
             if let Some(first) = found.first() {
@@ -348,7 +361,15 @@ impl Plan<'_> {
         all.into_iter().skip(1).collect()
     }
 
-    fn can_bind(&self, own: bool, binds: &[String], port: u32, protocol: Protocol, title: &str, output: &mut Output) -> bool {
+    fn can_bind(
+        &self,
+        own: bool,
+        binds: &[String],
+        port: u32,
+        protocol: Protocol,
+        title: &str,
+        output: &mut Output,
+    ) -> bool {
         if own && node::privileged(port) && node::is_true(self.ctx, "UNPRIVILEGED_POD") {
             output.diagnose(Severity::Warning, title, "", format!("left out: the proxy may not listen on port {port}"));
             return false;
@@ -394,7 +415,9 @@ fn one_per_address(service: &ServiceSummary) -> Vec<Option<ServiceSummary>> {
     if service.registry != "External" || service.addresses.len() < 2 {
         return vec![None];
     }
-    let with = |address: &String| Some(ServiceSummary { address: address.clone(), addresses: vec![address.clone()], ..service.clone() });
+    let with = |address: &String| {
+        Some(ServiceSummary { address: address.clone(), addresses: vec![address.clone()], ..service.clone() })
+    };
     service.addresses.iter().map(with).collect()
 }
 
@@ -427,7 +450,11 @@ mod tests {
 
     fn planned(services: Vec<ServiceSummary>) -> Vec<Vec<String>> {
         let host = Answers::default()
-            .message("derived", &["scope", "egress"], &EgressListeners { listeners: vec![EgressListener::default()], from_sidecar: false })
+            .message(
+                "derived",
+                &["scope", "egress"],
+                &EgressListeners { listeners: vec![EgressListener::default()], from_sidecar: false },
+            )
             .message("derived", &["scope", "services", "0"], &ServiceSummaries { services })
             .message(
                 "mesh-config",

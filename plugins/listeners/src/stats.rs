@@ -40,7 +40,8 @@ mod tests {
 
     #[test]
     fn only_prometheus_counts_here() {
-        let provider = |name: &str, provider| mesh_config::ExtensionProvider { name: name.into(), provider: Some(provider) };
+        let provider =
+            |name: &str, provider| mesh_config::ExtensionProvider { name: name.into(), provider: Some(provider) };
         let mesh = MeshConfig {
             default_providers: Some(mesh_config::DefaultProviders {
                 metrics: vec!["prometheus".into(), "missing".into(), "envoy".into()],

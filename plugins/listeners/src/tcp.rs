@@ -6,11 +6,11 @@
 
 use trysail_sdk::facts::{self, Protocol, VirtualServiceSummaries, VirtualServiceSummary};
 use trysail_sdk::hosts;
+use trysail_sdk::prost::Message as _;
 use trysail_sdk::proto::istio::networking::v1alpha3::{
     DestinationRule, L4MatchAttributes, RouteDestination, TlsMatchAttributes, VirtualService,
 };
 use trysail_sdk::{Ctx, Failure, Message, Output, Severity};
-use trysail_sdk::prost::Message as _;
 
 use crate::chain::Chain;
 use crate::network::{self, Outbound, Target};
@@ -105,7 +105,11 @@ pub fn l4_rules(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
         .filter(has)
         .map(|s| VirtualServiceSummary { namespace: s.namespace, name: s.name, hosts: s.hosts, ..Default::default() })
         .collect();
-    Ok(if found.is_empty() { Output::empty() } else { Output::value(&VirtualServiceSummaries { virtual_services: found }) })
+    Ok(if found.is_empty() {
+        Output::empty()
+    } else {
+        Output::value(&VirtualServiceSummaries { virtual_services: found })
+    })
 }
 
 /// Works out the chains of one part.
@@ -191,7 +195,12 @@ impl Builder<'_> {
                     let key = (m.sni_hosts.as_slice(), m.destination_subnets.as_slice());
                     if handled.contains(&key) {
                         let field = format!("spec.tls[{i}].match[{j}]");
-                        output.diagnose(Severity::Info, rules.title(), field, "never reached: an earlier match has the same names");
+                        output.diagnose(
+                            Severity::Info,
+                            rules.title(),
+                            field,
+                            "never reached: an earlier match has the same names",
+                        );
                         continue;
                     }
                     handled.push(key);
@@ -253,7 +262,11 @@ impl Builder<'_> {
                     own.sort();
                     // Envoy refuses two chains of one match.
                     default &= subnets != own;
-                    chains.push(Chain { cidrs: subnets, filters: self.routed(&tcp.route, rules)?, ..Default::default() });
+                    chains.push(Chain {
+                        cidrs: subnets,
+                        filters: self.routed(&tcp.route, rules)?,
+                        ..Default::default()
+                    });
                 }
             }
         }
@@ -306,7 +319,8 @@ impl Builder<'_> {
         if !self.stat_pattern.is_empty()
             && let Some(service) = self.ctx.service(&self.part.service)?
         {
-            stat_prefix = naming::stat_prefix(self.stat_pattern, &service, self.part.host(), "", self.part.default_port, "");
+            stat_prefix =
+                naming::stat_prefix(self.stat_pattern, &service, self.part.host(), "", self.part.default_port, "");
         }
         let rule = self.rule(&self.part.service)?;
         let mut proxy = network::proxy_to(self.ctx, &stat_prefix, &Target::Cluster(cluster.clone()))?;
@@ -327,7 +341,13 @@ impl Builder<'_> {
                 first = service.clone();
             }
             let named = destination.port.as_ref().map(|p| p.number);
-            let name = naming::destination_cluster(&host, &destination.subset, named, service.as_ref().map(|s| &s.0), self.port);
+            let name = naming::destination_cluster(
+                &host,
+                &destination.subset,
+                named,
+                service.as_ref().map(|s| &s.0),
+                self.port,
+            );
             clusters.push((name, u32::try_from(route.weight).unwrap_or(0), host, destination.subset));
         }
         let rule = match &first {
@@ -339,7 +359,8 @@ impl Builder<'_> {
             if !self.stat_pattern.is_empty()
                 && let Some((service, _)) = &first
             {
-                stat_prefix = naming::stat_prefix(self.stat_pattern, service, host, subset, self.port, &self.part.port_name);
+                stat_prefix =
+                    naming::stat_prefix(self.stat_pattern, service, host, subset, self.port, &self.part.port_name);
             }
             let mut proxy = network::proxy_to(self.ctx, &stat_prefix, &Target::Cluster(name.clone()))?;
             network::apply_rule(&mut proxy, rule.as_ref(), subset);
@@ -384,7 +405,9 @@ impl Builder<'_> {
 
     /// The effective DestinationRule of a service.
     fn rule(&self, key: &str) -> Result<Option<DestinationRule>, Failure> {
-        let Some(object) = self.ctx.derived::<facts::Object>("scope", "destination-rule", &[key])? else { return Ok(None) };
+        let Some(object) = self.ctx.derived::<facts::Object>("scope", "destination-rule", &[key])? else {
+            return Ok(None);
+        };
         DestinationRule::decode(object.spec.as_slice())
             .map(Some)
             .map_err(|e| Failure::BadAnswer(format!("scope/destination-rule({key}): {e}")))

@@ -31,7 +31,10 @@ impl Host for Answers {
                 .iter()
                 .map(|name| {
                     let key = ("feature".to_owned(), vec![(*name).to_owned()]);
-                    self.0.get(&key).map(|v| String::from_utf8_lossy(v).into_owned()).unwrap_or_else(|| default(name).into())
+                    self.0
+                        .get(&key)
+                        .map(|v| String::from_utf8_lossy(v).into_owned())
+                        .unwrap_or_else(|| default(name).into())
                 })
                 .collect();
             return Some(trysail_sdk::facts::Strings { values }.encode_to_vec());
@@ -55,8 +58,11 @@ impl Host for Answers {
 
 fn default(name: &str) -> &'static str {
     match name {
-        "PILOT_ENABLE_METADATA_EXCHANGE" | "PILOT_ENABLE_ALPN_FILTER" | "PILOT_ENABLE_MONGO_FILTER"
-        | "ENABLE_100_CONTINUE_HEADERS" | "PILOT_ENABLE_ABSOLUTE_FQDN_VHOST_DOMAIN" => "true",
+        "PILOT_ENABLE_METADATA_EXCHANGE"
+        | "PILOT_ENABLE_ALPN_FILTER"
+        | "PILOT_ENABLE_MONGO_FILTER"
+        | "ENABLE_100_CONTINUE_HEADERS"
+        | "PILOT_ENABLE_ABSOLUTE_FQDN_VHOST_DOMAIN" => "true",
         "PILOT_GATEWAY_TRANSPORT_SOCKET_CONNECT_TIMEOUT" => "15s",
         "MAX_CONNECTIONS_PER_SOCKET_EVENT_LOOP" => "1",
         "PILOT_TRACE_SAMPLING" => "1",

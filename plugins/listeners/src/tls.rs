@@ -2,6 +2,7 @@
 //!
 //! Nothing here warns or rejects; unknown cipher suites of a Sidecar are left out.
 
+use trysail_sdk::prost_types::Duration;
 use trysail_sdk::proto::envoy::config::core::v3::{
     self as core, AggregatedConfigSource, ApiConfigSource, ConfigSource, DataSource, GrpcService, api_config_source,
     config_source, data_source, grpc_service,
@@ -13,7 +14,6 @@ use trysail_sdk::proto::envoy::extensions::transport_sockets::tls::v3::{
 use trysail_sdk::proto::envoy::r#type::matcher::v3::{StringMatcher, string_matcher};
 use trysail_sdk::proto::istio::mesh::v1alpha1::{MeshConfig, mesh_config};
 use trysail_sdk::proto::istio::networking::v1alpha3::{ServerTlsSettings, server_tls_settings};
-use trysail_sdk::prost_types::Duration;
 use trysail_sdk::{Ctx, Failure, Item, Message, Output};
 
 use crate::{node, parts};
@@ -207,9 +207,16 @@ struct Files {
 }
 
 impl Files {
-    fn apply(&self, common: &mut CommonTlsContext, sans: Vec<StringMatcher>, validates: bool, settings: &ServerTlsSettings) {
+    fn apply(
+        &self,
+        common: &mut CommonTlsContext,
+        sans: Vec<StringMatcher>,
+        validates: bool,
+        settings: &ServerTlsSettings,
+    ) {
         let pair = |chain: &str, key: &str| {
-            let name = if chain.is_empty() || key.is_empty() { String::new() } else { format!("file-cert:{chain}~{key}") };
+            let name =
+                if chain.is_empty() || key.is_empty() { String::new() } else { format!("file-cert:{chain}~{key}") };
             self.secret(name, "default")
         };
         common.tls_certificate_sds_secret_configs = if settings.tls_certificates.is_empty() {
@@ -274,8 +281,7 @@ fn served_secret(name: &str) -> SdsSecretConfig {
     }
     let name = name.strip_prefix("sds://").unwrap_or(name);
     let known = ["kubernetes://", "kubernetes-gateway://", "configmap://", "builtin://", "invalid://"];
-    let name =
-        if known.iter().any(|p| name.starts_with(p)) { name.to_owned() } else { format!("kubernetes://{name}") };
+    let name = if known.iter().any(|p| name.starts_with(p)) { name.to_owned() } else { format!("kubernetes://{name}") };
     SdsSecretConfig {
         name,
         sds_config: Some(ConfigSource {
@@ -296,7 +302,10 @@ fn validation(sans: Vec<StringMatcher>, insecure: Option<bool>) -> CertificateVa
     context
 }
 
-fn combined(context: CertificateValidationContext, roots: SdsSecretConfig) -> common_tls_context::ValidationContextType {
+fn combined(
+    context: CertificateValidationContext,
+    roots: SdsSecretConfig,
+) -> common_tls_context::ValidationContextType {
     common_tls_context::ValidationContextType::CombinedValidationContext(
         common_tls_context::CombinedCertificateValidationContext {
             default_validation_context: Some(context),
@@ -312,7 +321,8 @@ fn file_server(ctx: &Ctx<'_>) -> bool {
 
 fn min_version(configured: i32) -> i32 {
     let newest = mesh_config::tls_config::TlsProtocol::Tlsv13 as i32;
-    let version = if configured == newest { tls_parameters::TlsProtocol::TlSv13 } else { tls_parameters::TlsProtocol::TlSv12 };
+    let version =
+        if configured == newest { tls_parameters::TlsProtocol::TlSv13 } else { tls_parameters::TlsProtocol::TlSv12 };
     version as i32
 }
 
@@ -397,12 +407,15 @@ mod tests {
 
     #[test]
     fn certificates_of_the_workload_may_be_files() {
-        let host = Answers::default()
-            .text("proxy", &["metadata:TLS_SERVER_CERT_CHAIN"], "/c.pem")
-            .text("proxy", &["metadata:TLS_SERVER_KEY"], "/k.pem");
+        let host = Answers::default().text("proxy", &["metadata:TLS_SERVER_CERT_CHAIN"], "/c.pem").text(
+            "proxy",
+            &["metadata:TLS_SERVER_KEY"],
+            "/k.pem",
+        );
         let common = socket(&host, "http");
         assert_eq!(common.tls_certificate_sds_secret_configs[0].name, "file-cert:/c.pem~/k.pem");
-        let Some(common_tls_context::ValidationContextType::CombinedValidationContext(combined)) = common.validation_context_type
+        let Some(common_tls_context::ValidationContextType::CombinedValidationContext(combined)) =
+            common.validation_context_type
         else {
             panic!("no validation")
         };
@@ -428,7 +441,8 @@ mod tests {
             min_protocol_version: 3,
             ..Default::default()
         };
-        let common = ingress(&Ctx::new(&Answers::default()), &settings).expect("a context").common_tls_context.expect("set");
+        let common =
+            ingress(&Ctx::new(&Answers::default()), &settings).expect("a context").common_tls_context.expect("set");
         assert_eq!(common.tls_certificate_sds_secret_configs[0].name, "kubernetes://shop");
         let params = common.tls_params.expect("set");
         assert_eq!(params.cipher_suites, ["AES128-SHA"]);

@@ -51,7 +51,8 @@ fn sampling(ctx: &Ctx<'_>, configured: f64) -> Result<f64, Failure> {
 
 /// Tags that say whose spans these are. Missing values have the words that dashboards know.
 fn workload_tags(ctx: &Ctx<'_>) -> Vec<CustomTag> {
-    let or = |value: Option<String>, default: &str| value.filter(|v| !v.is_empty()).unwrap_or_else(|| default.to_owned());
+    let or =
+        |value: Option<String>, default: &str| value.filter(|v| !v.is_empty()).unwrap_or_else(|| default.to_owned());
     [
         ("istio.canonical_revision", or(ctx.proxy("label:service.istio.io/canonical-revision"), "latest")),
         ("istio.canonical_service", or(ctx.proxy("label:service.istio.io/canonical-name"), "unknown")),
@@ -97,7 +98,9 @@ fn custom(name: &str, tag: &configured::CustomTag) -> Option<CustomTag> {
         Type::Environment(e) => {
             custom_tag::Type::Environment(custom_tag::Environment { name: e.name, default_value: e.default_value })
         }
-        Type::Header(h) => custom_tag::Type::RequestHeader(custom_tag::Header { name: h.name, default_value: h.default_value }),
+        Type::Header(h) => {
+            custom_tag::Type::RequestHeader(custom_tag::Header { name: h.name, default_value: h.default_value })
+        }
     };
     Some(CustomTag { tag: name.into(), r#type: Some(kind) })
 }

@@ -20,13 +20,16 @@ pub fn originate(ctx: &Ctx<'_>) -> Result<Output, Failure> {
     }
     let mut proxy = network::plain_proxy(NAME);
     // The address that the connection was made to is what the other end connects to.
-    proxy.tunneling_config = Some(TunnelingConfig { hostname: "%DOWNSTREAM_LOCAL_ADDRESS%".into(), ..Default::default() });
+    proxy.tunneling_config =
+        Some(TunnelingConfig { hostname: "%DOWNSTREAM_LOCAL_ADDRESS%".into(), ..Default::default() });
     // Only failures to connect: all else is logged where the connection came from.
     proxy.access_log = access_log::of_tunnel(ctx)?;
     let base = Listener {
         name: NAME.into(),
         use_original_dst: Some(false),
-        listener_specifier: Some(listener::ListenerSpecifier::InternalListener(listener::InternalListenerConfig::default())),
+        listener_specifier: Some(listener::ListenerSpecifier::InternalListener(
+            listener::InternalListenerConfig::default(),
+        )),
         listener_filters: vec![parts::original_destination()],
         access_log: access_log::of_listener(ctx)?,
         ..Default::default()

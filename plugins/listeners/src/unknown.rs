@@ -4,13 +4,13 @@
 //! Nothing here warns or rejects.
 
 use trysail_sdk::facts::Protocol;
+use trysail_sdk::prost_types::Duration;
 use trysail_sdk::proto::envoy::config::core::v3::TrafficDirection;
 use trysail_sdk::proto::envoy::config::listener::v3::{FilterChain, FilterChainMatch, Listener};
 use trysail_sdk::proto::envoy::config::route::v3::{
     Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route, route_action, route_match,
 };
 use trysail_sdk::proto::istio::networking::v1alpha3::outbound_traffic_policy::Mode;
-use trysail_sdk::prost_types::Duration;
 use trysail_sdk::{Ctx, Failure, Item, Message, Output};
 
 use crate::headers::Headers;
@@ -45,7 +45,8 @@ pub fn listener(ctx: &Ctx<'_>) -> Result<Output, Failure> {
         return Ok(output);
     }
     let families = Families::of(ctx);
-    let [dual_stack, extra_v4] = ctx.flags(["ISTIO_DUAL_STACK", "ISTIO_ENABLE_IPV4_OUTBOUND_LISTENER_FOR_IPV6_CLUSTERS"])?;
+    let [dual_stack, extra_v4] =
+        ctx.flags(["ISTIO_DUAL_STACK", "ISTIO_ENABLE_IPV4_OUTBOUND_LISTENER_FOR_IPV6_CLUSTERS"])?;
     let port = u32::try_from(ctx.mesh_config(&["proxy_listen_port"])?.proxy_listen_port).unwrap_or(0);
     let features = ctx.features(&["MAX_CONNECTIONS_PER_SOCKET_EVENT_LOOP"])?;
     let wildcards = families.wildcards();
@@ -69,7 +70,10 @@ pub fn listener(ctx: &Ctx<'_>) -> Result<Output, Failure> {
         access_log: access_log::of_listener(ctx)?,
         ..Default::default()
     };
-    let mut message = Message::of(&base).field(LISTENER_FILTER_CHAINS, black_hole("virtualOutbound-blackhole", port, Message::default().hole(CHAIN_FILTERS, parts::stats("outbound"))));
+    let mut message = Message::of(&base).field(
+        LISTENER_FILTER_CHAINS,
+        black_hole("virtualOutbound-blackhole", port, Message::default().hole(CHAIN_FILTERS, parts::stats("outbound"))),
+    );
     if resolves {
         message = message.field(LISTENER_FILTER_CHAINS, resolved_http(ctx)?);
     }
@@ -108,7 +112,10 @@ fn resolved_http(ctx: &Ctx<'_>) -> Result<Message, Failure> {
         port: 0,
     };
     let head = FilterChain {
-        filter_chain_match: Some(FilterChainMatch { application_protocols: node::plaintext_alpn(ctx)?, ..Default::default() }),
+        filter_chain_match: Some(FilterChainMatch {
+            application_protocols: node::plaintext_alpn(ctx)?,
+            ..Default::default()
+        }),
         ..Default::default()
     };
     Ok(Message::of(&head)
@@ -128,7 +135,10 @@ fn resolving_routes(headers: &Headers) -> RouteConfiguration {
     };
     let all = Route {
         name: NAME.into(),
-        r#match: Some(RouteMatch { path_specifier: Some(route_match::PathSpecifier::Prefix("/".into())), ..Default::default() }),
+        r#match: Some(RouteMatch {
+            path_specifier: Some(route_match::PathSpecifier::Prefix("/".into())),
+            ..Default::default()
+        }),
         action: Some(route::Action::Route(action)),
         ..Default::default()
     };

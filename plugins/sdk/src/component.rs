@@ -30,7 +30,7 @@ pub mod plugin {
     });
 }
 
-use crate::{Ctx, Failure, Host, HookFn, Level, Outcome, Output, Part, Severity, StageFn};
+use crate::{Ctx, Failure, HookFn, Host, Level, Outcome, Output, Part, Severity, StageFn};
 use stage::trysail::stage::{facts, log, types};
 
 /// The host behind a component's imports.

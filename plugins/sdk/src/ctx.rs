@@ -51,7 +51,8 @@ impl<'a> Ctx<'a> {
 
     fn message<M: Message + Default>(&self, query: &'static str, args: &[&str]) -> Answer<Option<M>> {
         let Some(bytes) = self.host.ask(query, args) else { return Ok(None) };
-        let decoded = M::decode(bytes.as_slice()).map_err(|e| Failure::BadAnswer(format!("{query}({}): {e}", args.join(", "))))?;
+        let decoded = M::decode(bytes.as_slice())
+            .map_err(|e| Failure::BadAnswer(format!("{query}({}): {e}", args.join(", "))))?;
         Ok(Some(decoded))
     }
 

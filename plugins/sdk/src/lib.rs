@@ -5,11 +5,11 @@
 //!
 //! It knows nothing of the host's crates, of any stage, or of wasmtime.
 
+#[cfg(target_family = "wasm")]
+pub mod component;
 pub mod ctx;
 pub mod hosts;
 pub mod output;
-#[cfg(target_family = "wasm")]
-pub mod component;
 
 pub use ctx::{Ctx, Host, Level};
 pub use output::{CallRef, Diagnostic, Entry, Failure, Item, Message, Outcome, Output, Part, Severity};

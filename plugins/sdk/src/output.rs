@@ -80,7 +80,8 @@ impl Message {
     /// Appends `inner` as the length-delimited field `number`.
     pub fn field(mut self, number: u32, inner: Message) -> Self {
         if inner.parts.iter().all(|part| matches!(part, Part::Bytes(_))) {
-            let body: Vec<u8> = inner.parts.into_iter().flat_map(|p| if let Part::Bytes(b) = p { b } else { vec![] }).collect();
+            let body: Vec<u8> =
+                inner.parts.into_iter().flat_map(|p| if let Part::Bytes(b) = p { b } else { vec![] }).collect();
             let mut bytes = Vec::with_capacity(body.len() + 8);
             prost::encoding::encode_key(number, prost::encoding::WireType::LengthDelimited, &mut bytes);
             prost::encoding::encode_varint(body.len() as u64, &mut bytes);
@@ -203,7 +204,13 @@ impl Output {
     }
 
     /// Adds a diagnostic.
-    pub fn diagnose(&mut self, severity: Severity, object: impl Into<String>, field: impl Into<String>, message: impl Into<String>) {
+    pub fn diagnose(
+        &mut self,
+        severity: Severity,
+        object: impl Into<String>,
+        field: impl Into<String>,
+        message: impl Into<String>,
+    ) {
         self.diagnostics.push(Diagnostic {
             severity,
             object: object.into(),

@@ -54,7 +54,8 @@ fn run(cli: &Cli) -> Result<()> {
     let start = Instant::now();
     // Before any thread: this may replace the process.
     let interception = netns::prepare(aloud)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start")?;
     runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for Ctrl-C")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot watch for termination")?;
@@ -81,7 +82,10 @@ async fn demo(cli: &Cli, interception: Interception, start: Instant) -> Result<(
     let mesh = Mesh::start(config).await?;
     aloud(&format!("everything is up after {:.1} s", start.elapsed().as_secs_f32()));
     if !cli.once {
-        aloud(&format!("edit {} (say, subset v1 to v2 in frontend-vs.yaml) and watch; Ctrl-C ends this", folder.display()));
+        aloud(&format!(
+            "edit {} (say, subset v1 to v2 in frontend-vs.yaml) and watch; Ctrl-C ends this",
+            folder.display()
+        ));
     }
     let end = cli.duration.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let mut every_second = tokio::time::interval(Duration::from_secs(1));

@@ -2,8 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use trysail::pipeline::{self, Options};
 use trysail::render;
@@ -21,7 +21,9 @@ pub fn render_all(root: &Path, scenarios: &[PathBuf], out: &Path) -> Vec<String>
             let rendered = render::scenario(&options, &stages, &root.join(scenario), None, &out.join(scenario));
             match rendered {
                 Ok(rendered) if rendered.refused.is_empty() => {}
-                Ok(rendered) => fs::write(out.join(scenario).join("refused.txt"), rendered.refused.join("\n") + "\n").unwrap(),
+                Ok(rendered) => {
+                    fs::write(out.join(scenario).join("refused.txt"), rendered.refused.join("\n") + "\n").unwrap()
+                }
                 Err(error) => failed.lock().unwrap().push(format!("{}: {error:#}", scenario.display())),
             }
         }

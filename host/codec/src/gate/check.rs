@@ -16,12 +16,7 @@ use crate::path::Step;
 type Finding = (&'static str, String);
 
 /// Judges one field of a message, set or not.
-pub(super) fn field(
-    message: &DynamicMessage,
-    plan: &FieldPlan,
-    place: &Place<'_>,
-    violations: &mut Vec<Violation>,
-) {
+pub(super) fn field(message: &DynamicMessage, plan: &FieldPlan, place: &Place<'_>, violations: &mut Vec<Violation>) {
     let field = &plan.field;
     let step = Step::Field(field.name());
     let place = place.at(&step);
@@ -39,14 +34,7 @@ pub(super) fn field(
         (Check::List { rules, items }, Value::List(values)) => {
             list(values, rules, items.as_deref(), &kind, &place, violations);
         }
-        (
-            Check::Map {
-                rules,
-                keys,
-                values: value_rules,
-            },
-            Value::Map(values),
-        ) => {
+        (Check::Map { rules, keys, values: value_rules }, Value::Map(values)) => {
             let mut findings = Vec::new();
             count_pairs(values.len(), rules, &mut findings);
             report(findings, &place, violations);
@@ -67,13 +55,7 @@ pub(super) fn field(
                     single(&Value::from(key.clone()), rules, &kind, &place, violations);
                 }
                 if let Some(rules) = value_rules {
-                    single(
-                        value,
-                        rules,
-                        &entry.map_entry_value_field().kind(),
-                        &place,
-                        violations,
-                    );
+                    single(value, rules, &entry.map_entry_value_field().kind(), &place, violations);
                 }
             }
         }
@@ -132,34 +114,16 @@ fn count_pairs(count: usize, rules: &validate::MapRules, findings: &mut Vec<Find
 }
 
 /// Judges a value that is neither list nor map.
-fn single(
-    value: &Value,
-    rules: &Rules,
-    kind: &Kind,
-    place: &Place<'_>,
-    violations: &mut Vec<Violation>,
-) {
+fn single(value: &Value, rules: &Rules, kind: &Kind, place: &Place<'_>, violations: &mut Vec<Violation>) {
     let mut findings = Vec::new();
     match (&rules.check, value) {
         (Check::Any(rules), Value::Message(any)) => any_type(any, rules, &mut findings),
         (Check::Duration(range), Value::Message(duration)) => {
-            let seconds = duration
-                .get_field_by_number(1)
-                .and_then(|value| value.as_i64());
-            let nanos = duration
-                .get_field_by_number(2)
-                .and_then(|value| value.as_i32());
-            let nanos = plan::nanos(Duration {
-                seconds: seconds.unwrap_or_default(),
-                nanos: nanos.unwrap_or_default(),
-            });
-            number(
-                nanos,
-                range,
-                "duration",
-                |nanos| format!("{}s", *nanos as f64 / 1e9),
-                &mut findings,
-            );
+            let seconds = duration.get_field_by_number(1).and_then(|value| value.as_i64());
+            let nanos = duration.get_field_by_number(2).and_then(|value| value.as_i32());
+            let nanos =
+                plan::nanos(Duration { seconds: seconds.unwrap_or_default(), nanos: nanos.unwrap_or_default() });
+            number(nanos, range, "duration", |nanos| format!("{}s", *nanos as f64 / 1e9), &mut findings);
         }
         // Rules for scalars on a wrapper speak of what it holds.
         (check, Value::Message(wrapper)) if !matches!(check, Check::Nothing) => {
@@ -180,12 +144,8 @@ fn scalar(value: &Value, check: &Check, kind: &Kind, findings: &mut Vec<Finding>
         (Check::Integer(range), Value::I64(v)) => integer(i128::from(*v), range, findings),
         (Check::Integer(range), Value::U32(v)) => integer(i128::from(*v), range, findings),
         (Check::Integer(range), Value::U64(v)) => integer(i128::from(*v), range, findings),
-        (Check::Float(range), Value::F32(v)) => {
-            number(f64::from(*v), range, "float", f64::to_string, findings)
-        }
-        (Check::Float(range), Value::F64(v)) => {
-            number(*v, range, "double", f64::to_string, findings)
-        }
+        (Check::Float(range), Value::F32(v)) => number(f64::from(*v), range, "float", f64::to_string, findings),
+        (Check::Float(range), Value::F64(v)) => number(*v, range, "double", f64::to_string, findings),
         (Check::Bool(expected), Value::Bool(v)) if expected != v => {
             findings.push(("bool.const", format!("must be {expected}")));
         }
@@ -228,30 +188,18 @@ fn number<T: PartialOrd + Copy + Default>(
         (Some(above), Some(below)) => above && below,
     };
     if !fits {
-        let bounds: Vec<String> = [
-            ("> ", range.gt),
-            (">= ", range.gte),
-            ("< ", range.lt),
-            ("<= ", range.lte),
-        ]
-        .iter()
-        .filter_map(|(sign, bound)| bound.as_ref().map(|bound| format!("{sign}{}", show(bound))))
-        .collect();
+        let bounds: Vec<String> = [("> ", range.gt), (">= ", range.gte), ("< ", range.lt), ("<= ", range.lte)]
+            .iter()
+            .filter_map(|(sign, bound)| bound.as_ref().map(|bound| format!("{sign}{}", show(bound))))
+            .collect();
         let message = format!("{} must be {}", show(&value), bounds.join(", "));
         findings.push((rule_name(family, "range"), message));
     }
     if range.equal.is_some_and(|expected| value != expected) {
-        findings.push((
-            rule_name(family, "const"),
-            format!("{} is not allowed", show(&value)),
-        ));
+        findings.push((rule_name(family, "const"), format!("{} is not allowed", show(&value))));
     }
-    if !range.one_of.is_empty() && !range.one_of.contains(&value) || range.none_of.contains(&value)
-    {
-        findings.push((
-            rule_name(family, "in"),
-            format!("{} is not allowed", show(&value)),
-        ));
+    if !range.one_of.is_empty() && !range.one_of.contains(&value) || range.none_of.contains(&value) {
+        findings.push((rule_name(family, "in"), format!("{} is not allowed", show(&value))));
     }
 }
 
@@ -289,14 +237,10 @@ fn text(value: &str, text: &TextRules, findings: &mut Vec<Finding>) {
         }
     };
     if let Some(expected) = &rules.r#const {
-        require(value == expected, "string.const", &|| {
-            format!("must be {expected:?}")
-        });
+        require(value == expected, "string.const", &|| format!("must be {expected:?}"));
     }
     if let Some(len) = rules.len {
-        require(chars == len, "string.len", &|| {
-            format!("{chars} characters, must be {len}")
-        });
+        require(chars == len, "string.len", &|| format!("{chars} characters, must be {len}"));
     }
     if let Some(min) = rules.min_len {
         require(chars >= min, "string.min_len", &|| too_few(chars, min));
@@ -305,9 +249,7 @@ fn text(value: &str, text: &TextRules, findings: &mut Vec<Finding>) {
         require(chars <= max, "string.max_len", &|| too_many(chars, max));
     }
     if let Some(len) = rules.len_bytes {
-        require(bytes == len, "string.len_bytes", &|| {
-            format!("{bytes} bytes, must be {len}")
-        });
+        require(bytes == len, "string.len_bytes", &|| format!("{bytes} bytes, must be {len}"));
     }
     if let Some(min) = rules.min_bytes {
         require(bytes >= min, "string.min_bytes", &|| too_few(bytes, min));
@@ -316,45 +258,29 @@ fn text(value: &str, text: &TextRules, findings: &mut Vec<Finding>) {
         require(bytes <= max, "string.max_bytes", &|| too_many(bytes, max));
     }
     if let Some(pattern) = &text.pattern {
-        require(pattern.is_match(value), "string.pattern", &|| {
-            format!("must match {pattern}")
-        });
+        require(pattern.is_match(value), "string.pattern", &|| format!("must match {pattern}"));
     }
     if let Some(prefix) = &rules.prefix {
-        require(value.starts_with(prefix), "string.prefix", &|| {
-            format!("must start with {prefix:?}")
-        });
+        require(value.starts_with(prefix), "string.prefix", &|| format!("must start with {prefix:?}"));
     }
     if let Some(suffix) = &rules.suffix {
-        require(value.ends_with(suffix), "string.suffix", &|| {
-            format!("must end with {suffix:?}")
-        });
+        require(value.ends_with(suffix), "string.suffix", &|| format!("must end with {suffix:?}"));
     }
     if let Some(part) = &rules.contains {
-        require(value.contains(part), "string.contains", &|| {
-            format!("must contain {part:?}")
-        });
+        require(value.contains(part), "string.contains", &|| format!("must contain {part:?}"));
     }
     if let Some(part) = &rules.not_contains {
-        require(!value.contains(part), "string.not_contains", &|| {
-            format!("must not contain {part:?}")
-        });
+        require(!value.contains(part), "string.not_contains", &|| format!("must not contain {part:?}"));
     }
     let is_listed = |list: &[String]| list.iter().any(|item| item == value);
-    require(
-        rules.r#in.is_empty() || is_listed(&rules.r#in),
-        "string.in",
-        &|| format!("must be one of {:?}", rules.r#in),
-    );
-    require(!is_listed(&rules.not_in), "string.not_in", &|| {
-        "is not allowed".to_owned()
+    require(rules.r#in.is_empty() || is_listed(&rules.r#in), "string.in", &|| {
+        format!("must be one of {:?}", rules.r#in)
     });
+    require(!is_listed(&rules.not_in), "string.not_in", &|| "is not allowed".to_owned());
     if let Some(header) = text.header {
-        require(
-            fits_header(value, header),
-            "string.well_known_regex",
-            &|| "has characters that an HTTP header may not have".to_owned(),
-        );
+        require(fits_header(value, header), "string.well_known_regex", &|| {
+            "has characters that an HTTP header may not have".to_owned()
+        });
     }
 }
 
@@ -363,10 +289,7 @@ fn fits_header(value: &str, header: Header) -> bool {
         Header::StrictName => {
             let name = value.strip_prefix(':').unwrap_or(value);
             // The original expression has the range `+-.`, which lets the comma in.
-            !name.is_empty()
-                && name
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+,-.^_|~`".contains(&b))
+            !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+,-.^_|~`".contains(&b))
         }
         Header::StrictValue => value.bytes().all(|b| b == b'\t' || b >= b' ' && b != 0x7f),
         Header::Loose => !value.contains(['\0', '\n', '\r']),
@@ -388,23 +311,10 @@ fn bytes(value: &[u8], rules: &validate::BytesRules, findings: &mut Vec<Finding>
         findings.push(("bytes.max_len", too_many(len, rules.max_len())));
     }
     let is_listed = |list: &[Vec<u8>]| list.iter().any(|item| item == value);
-    let fits = rules
-        .r#const
-        .as_ref()
-        .is_none_or(|expected| value == expected)
-        && rules
-            .prefix
-            .as_ref()
-            .is_none_or(|prefix| value.starts_with(prefix))
-        && rules
-            .suffix
-            .as_ref()
-            .is_none_or(|suffix| value.ends_with(suffix))
-        && rules.contains.as_ref().is_none_or(|part| {
-            value
-                .windows(part.len().max(1))
-                .any(|window| window == part)
-        })
+    let fits = rules.r#const.as_ref().is_none_or(|expected| value == expected)
+        && rules.prefix.as_ref().is_none_or(|prefix| value.starts_with(prefix))
+        && rules.suffix.as_ref().is_none_or(|suffix| value.ends_with(suffix))
+        && rules.contains.as_ref().is_none_or(|part| value.windows(part.len().max(1)).any(|window| window == part))
         && (rules.r#in.is_empty() || is_listed(&rules.r#in))
         && !is_listed(&rules.not_in);
     if !fits {
@@ -413,14 +323,9 @@ fn bytes(value: &[u8], rules: &validate::BytesRules, findings: &mut Vec<Finding>
 }
 
 fn enum_number(value: i32, rules: &validate::EnumRules, kind: &Kind, findings: &mut Vec<Finding>) {
-    let is_defined = kind
-        .as_enum()
-        .is_none_or(|descriptor| descriptor.get_value(value).is_some());
+    let is_defined = kind.as_enum().is_none_or(|descriptor| descriptor.get_value(value).is_some());
     if rules.defined_only() && !is_defined {
-        findings.push((
-            "enum.defined_only",
-            format!("{value} is not a value of this enum"),
-        ));
+        findings.push(("enum.defined_only", format!("{value} is not a value of this enum")));
     }
     let is_allowed = rules.r#const.is_none_or(|expected| value == expected)
         && (rules.r#in.is_empty() || rules.r#in.contains(&value))
@@ -432,18 +337,13 @@ fn enum_number(value: i32, rules: &validate::EnumRules, kind: &Kind, findings: &
 
 fn any_type(any: &DynamicMessage, rules: &validate::AnyRules, findings: &mut Vec<Finding>) {
     let (type_url, _) = json::any_parts(any);
-    if !rules.r#in.is_empty() && !rules.r#in.contains(&type_url) || rules.not_in.contains(&type_url)
-    {
+    if !rules.r#in.is_empty() && !rules.r#in.contains(&type_url) || rules.not_in.contains(&type_url) {
         findings.push(("any.in", format!("{type_url} is not allowed")));
     }
 }
 
 fn report(findings: Vec<Finding>, place: &Place<'_>, violations: &mut Vec<Violation>) {
-    violations.extend(
-        findings
-            .into_iter()
-            .map(|(rule, message)| place.violation(rule, message)),
-    );
+    violations.extend(findings.into_iter().map(|(rule, message)| place.violation(rule, message)));
 }
 
 fn too_few(found: impl Display, min: impl Display) -> String {

@@ -3,9 +3,7 @@
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
-use prost_reflect::{
-    DynamicMessage, ExtensionDescriptor, FieldDescriptor, MessageDescriptor, OneofDescriptor,
-};
+use prost_reflect::{DynamicMessage, ExtensionDescriptor, FieldDescriptor, MessageDescriptor, OneofDescriptor};
 use regex::Regex;
 use trysail_proto::descriptors;
 use trysail_proto::prost_types::Duration;
@@ -114,9 +112,7 @@ pub(super) fn of(full_name: &str) -> Option<&'static MessagePlan> {
 /// Every plan, and the rules that are not understood. A test sees to it that there are none.
 pub(super) fn read_all() -> (HashMap<String, MessagePlan>, Vec<String>) {
     let extension = |name: &str| {
-        descriptors::pool()
-            .get_extension_by_name(name)
-            .expect("validate.proto is part of the descriptor set")
+        descriptors::pool().get_extension_by_name(name).expect("validate.proto is part of the descriptor set")
     };
     let mut reader = Reader {
         disabled: extension("validate.disabled"),
@@ -160,10 +156,7 @@ impl Reader {
                 continue;
             }
             let value = options.get_extension(&self.rules);
-            let Some(rules) = value
-                .as_message()
-                .and_then(|rules| rules.transcode_to::<FieldRules>().ok())
-            else {
+            let Some(rules) = value.as_message().and_then(|rules| rules.transcode_to::<FieldRules>().ok()) else {
                 self.not_understood.push(field.full_name().to_owned());
                 continue;
             };
@@ -208,26 +201,13 @@ impl Reader {
             }
             Some(Type::Enum(rules)) => Check::Enum(rules),
             Some(Type::Repeated(mut rules)) => {
-                let items = rules
-                    .items
-                    .take()
-                    .map(|items| Box::new(self.rules(field_name, *items)));
+                let items = rules.items.take().map(|items| Box::new(self.rules(field_name, *items)));
                 Check::List { rules, items }
             }
             Some(Type::Map(mut rules)) => {
-                let keys = rules
-                    .keys
-                    .take()
-                    .map(|keys| Box::new(self.rules(field_name, *keys)));
-                let values = rules
-                    .values
-                    .take()
-                    .map(|values| Box::new(self.rules(field_name, *values)));
-                Check::Map {
-                    rules,
-                    keys,
-                    values,
-                }
+                let keys = rules.keys.take().map(|keys| Box::new(self.rules(field_name, *keys)));
+                let values = rules.values.take().map(|values| Box::new(self.rules(field_name, *values)));
+                Check::Map { rules, keys, values }
             }
             Some(Type::Any(rules)) => {
                 is_required |= rules.required();
@@ -274,11 +254,7 @@ impl Reader {
                 None
             }
         };
-        Check::Text(Box::new(TextRules {
-            pattern: pattern.and_then(Result::ok),
-            header,
-            rules,
-        }))
+        Check::Text(Box::new(TextRules { pattern: pattern.and_then(Result::ok), header, rules }))
     }
 }
 

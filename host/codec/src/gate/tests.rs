@@ -15,10 +15,7 @@ fn violations(name: &str, json: serde_json::Value) -> Vec<String> {
     let bytes = from_json(name, &json, Options::default()).unwrap();
     match validate(name, &bytes) {
         Ok(()) => Vec::new(),
-        Err(violations) => violations
-            .iter()
-            .map(|v| format!("{} {}", v.path, v.rule))
-            .collect(),
+        Err(violations) => violations.iter().map(|v| format!("{} {}", v.path, v.rule)).collect(),
     }
 }
 
@@ -31,26 +28,14 @@ fn every_rule_in_the_descriptors_is_understood() {
 
 #[test]
 fn shallow_rules() {
-    assert_eq!(
-        violations(CLUSTER, json!({"name": "a", "connect_timeout": "1s"})),
-        Vec::<String>::new()
-    );
+    assert_eq!(violations(CLUSTER, json!({"name": "a", "connect_timeout": "1s"})), Vec::<String>::new());
     assert_eq!(violations(CLUSTER, json!({})), ["name string.min_len"]);
     assert_eq!(
-        violations(
-            CLUSTER,
-            json!({"name": "a", "connect_timeout": "0s", "lb_policy": 99})
-        ),
-        [
-            "connect_timeout duration.range",
-            "lb_policy enum.defined_only"
-        ]
+        violations(CLUSTER, json!({"name": "a", "connect_timeout": "0s", "lb_policy": 99})),
+        ["connect_timeout duration.range", "lb_policy enum.defined_only"]
     );
     assert_eq!(
-        violations(
-            CLUSTER,
-            json!({"name": "a", "transport_socket": {}, "per_connection_buffer_limit_bytes": 0})
-        ),
+        violations(CLUSTER, json!({"name": "a", "transport_socket": {}, "per_connection_buffer_limit_bytes": 0})),
         ["transport_socket.name string.min_len"]
     );
 }
@@ -87,49 +72,30 @@ fn what_is_within_an_any_counts() {
         "rds": {"config_source": {"ads": {}}, "route_config_name": "80"},
     });
     let listener = json!({"filter_chains": [{"filters": [{"name": "hcm", "typed_config": hcm}]}]});
-    assert_eq!(
-        violations(LISTENER, listener),
-        ["filter_chains[0].filters[0].typed_config.stat_prefix string.min_len"]
-    );
+    assert_eq!(violations(LISTENER, listener), ["filter_chains[0].filters[0].typed_config.stat_prefix string.min_len"]);
 }
 
 #[test]
 fn a_oneof_field_at_its_default_is_set() {
     // An empty prefix and port 0 are values.
+    assert_eq!(violations("envoy.config.route.v3.RouteMatch", json!({"prefix": ""})), Vec::<String>::new());
     assert_eq!(
-        violations("envoy.config.route.v3.RouteMatch", json!({"prefix": ""})),
+        violations("envoy.config.core.v3.SocketAddress", json!({"address": "::", "port_value": 0})),
         Vec::<String>::new()
     );
     assert_eq!(
-        violations(
-            "envoy.config.core.v3.SocketAddress",
-            json!({"address": "::", "port_value": 0})
-        ),
-        Vec::<String>::new()
-    );
-    assert_eq!(
-        violations(
-            "envoy.config.core.v3.SocketAddress",
-            json!({"port_value": 65536})
-        ),
+        violations("envoy.config.core.v3.SocketAddress", json!({"port_value": 65536})),
         ["address string.min_len", "port_value int.range"]
     );
 }
 
 #[test]
 fn headers() {
-    let header = |key: &str, value: &str| {
-        violations(
-            "envoy.config.core.v3.HeaderValue",
-            json!({"key": key, "value": value}),
-        )
-    };
+    let header =
+        |key: &str, value: &str| violations("envoy.config.core.v3.HeaderValue", json!({"key": key, "value": value}));
     assert_eq!(header("x-a", "b"), Vec::<String>::new());
     assert_eq!(header("x-a\n", "b"), ["key string.well_known_regex"]);
-    assert_eq!(
-        header("", "b\r"),
-        ["key string.min_len", "value string.well_known_regex"]
-    );
+    assert_eq!(header("", "b\r"), ["key string.min_len", "value string.well_known_regex"]);
 }
 
 #[test]
@@ -138,20 +104,10 @@ fn bytes_that_cannot_be_judged() {
     assert_eq!(validate("no.Such", &[]).unwrap_err()[0].rule, "type");
     let broken = trysail_proto::envoy::config::core::v3::TypedExtensionConfig {
         name: "a".into(),
-        typed_config: Some(Any {
-            type_url: format!("type.googleapis.com/{CLUSTER}"),
-            value: vec![0xff],
-        }),
+        typed_config: Some(Any { type_url: format!("type.googleapis.com/{CLUSTER}"), value: vec![0xff] }),
     };
-    let violations = validate(
-        "envoy.config.core.v3.TypedExtensionConfig",
-        &broken.encode_to_vec(),
-    )
-    .unwrap_err();
-    assert_eq!(
-        (violations[0].path.as_str(), violations[0].rule),
-        ("typed_config", "decode")
-    );
+    let violations = validate("envoy.config.core.v3.TypedExtensionConfig", &broken.encode_to_vec()).unwrap_err();
+    assert_eq!((violations[0].path.as_str(), violations[0].rule), ("typed_config", "decode"));
 }
 
 #[test]
@@ -160,8 +116,5 @@ fn nesting_is_bounded() {
     for _ in 0..5000 {
         nested = any::pack(&nested);
     }
-    assert_eq!(
-        validate(&nested.type_url, &nested.value).unwrap_err()[0].rule,
-        "depth"
-    );
+    assert_eq!(validate(&nested.type_url, &nested.value).unwrap_err()[0].rule, "depth");
 }

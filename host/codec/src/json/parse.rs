@@ -3,10 +3,7 @@
 use base64::Engine;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use prost_reflect::{
-    DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MapKey, MessageDescriptor,
-    Value as Field,
-};
+use prost_reflect::{DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MapKey, MessageDescriptor, Value as Field};
 use serde_json::{Map, Value};
 
 use super::{JsonError, Options, Problem, print, time};
@@ -19,18 +16,10 @@ pub(super) fn document(
     json: &Value,
     options: Options,
 ) -> Result<(DynamicMessage, Vec<String>), JsonError> {
-    let mut parser = Parser {
-        options,
-        path: Vec::new(),
-        depth: 0,
-        unknown_fields: Vec::new(),
-    };
+    let mut parser = Parser { options, path: Vec::new(), depth: 0, unknown_fields: Vec::new() };
     match parser.message(descriptor, json) {
         Ok(message) => Ok((message, parser.unknown_fields)),
-        Err(problem) => Err(JsonError::Field {
-            path: render(&parser.path),
-            problem,
-        }),
+        Err(problem) => Err(JsonError::Field { path: render(&parser.path), problem }),
     }
 }
 
@@ -67,8 +56,7 @@ impl<'v> Parser<'v> {
         object: &'v Map<String, Value>,
         is_in_any: bool,
     ) -> Fit<DynamicMessage> {
-        let mut found: Vec<(FieldDescriptor, &'v str, &'v Value)> =
-            Vec::with_capacity(object.len());
+        let mut found: Vec<(FieldDescriptor, &'v str, &'v Value)> = Vec::with_capacity(object.len());
         for (name, value) in object {
             if is_in_any && name == "@type" {
                 continue;
@@ -79,9 +67,7 @@ impl<'v> Parser<'v> {
                 None => {
                     self.path.push(Step::Field(name));
                     if !self.options.ignore_unknown {
-                        return Err(Problem::UnknownField {
-                            message: descriptor.full_name().to_owned(),
-                        });
+                        return Err(Problem::UnknownField { message: descriptor.full_name().to_owned() });
                     }
                     self.unknown_fields.push(render(&self.path));
                     self.path.pop();
@@ -90,9 +76,7 @@ impl<'v> Parser<'v> {
         }
         // In the order of declaration with the JSON name last, so that when Istio's leniency is asked for the same
         // one of several values wins as there.
-        found.sort_by_key(|(field, name, _)| {
-            (field.path().last().copied(), *name == field.json_name())
-        });
+        found.sort_by_key(|(field, name, _)| (field.path().last().copied(), *name == field.json_name()));
 
         let mut message = DynamicMessage::new(descriptor.clone());
         let mut previous = None;
@@ -116,13 +100,9 @@ impl<'v> Parser<'v> {
         let Some(oneof) = field.containing_oneof() else {
             return Ok(());
         };
-        let is_taken = oneof
-            .fields()
-            .any(|other| other != *field && message.has_field(&other));
+        let is_taken = oneof.fields().any(|other| other != *field && message.has_field(&other));
         if is_taken && !self.options.ignore_unknown {
-            return Err(Problem::Oneof {
-                oneof: oneof.name().to_owned(),
-            });
+            return Err(Problem::Oneof { oneof: oneof.name().to_owned() });
         }
         Ok(())
     }
@@ -174,12 +154,7 @@ impl<'v> Parser<'v> {
     }
 
     /// `name` is that of the type within `google.protobuf`.
-    fn well_known(
-        &mut self,
-        name: &str,
-        descriptor: &MessageDescriptor,
-        json: &'v Value,
-    ) -> Fit<DynamicMessage> {
+    fn well_known(&mut self, name: &str, descriptor: &MessageDescriptor, json: &'v Value) -> Fit<DynamicMessage> {
         let mut message = DynamicMessage::new(descriptor.clone());
         let mut set = |number, value| message.set_field_by_number(number, value);
         match name {
@@ -191,10 +166,7 @@ impl<'v> Parser<'v> {
             "Duration" | "Timestamp" => {
                 let text = json.as_str();
                 let (parsed, what) = if name == "Duration" {
-                    (
-                        text.and_then(time::parse_duration),
-                        "a duration such as \"1.5s\"",
-                    )
+                    (text.and_then(time::parse_duration), "a duration such as \"1.5s\"")
                 } else {
                     (text.and_then(time::parse_timestamp), "an RFC 3339 time")
                 };
@@ -203,9 +175,7 @@ impl<'v> Parser<'v> {
                 set(2, Field::I32(nanos));
             }
             "Struct" | "ListValue" => {
-                let field = descriptor
-                    .get_field(1)
-                    .ok_or_else(|| expected("a value", json))?;
+                let field = descriptor.get_field(1).ok_or_else(|| expected("a value", json))?;
                 set(1, self.field(&field, json)?);
             }
             "Value" => {
@@ -217,26 +187,17 @@ impl<'v> Parser<'v> {
                     Value::Object(_) => 5,
                     Value::Array(_) => 6,
                 };
-                let field = descriptor
-                    .get_field(number)
-                    .ok_or_else(|| expected("a value", json))?;
+                let field = descriptor.get_field(number).ok_or_else(|| expected("a value", json))?;
                 set(number, self.field(&field, json)?);
             }
             "FieldMask" => {
-                let text = json
-                    .as_str()
-                    .ok_or_else(|| expected("a field mask", json))?;
+                let text = json.as_str().ok_or_else(|| expected("a field mask", json))?;
                 let paths = text.split(',').filter(|path| !path.is_empty());
-                set(
-                    1,
-                    Field::List(paths.map(|path| Field::String(snake_case(path))).collect()),
-                );
+                set(1, Field::List(paths.map(|path| Field::String(snake_case(path))).collect()));
             }
-            "BoolValue" | "Int32Value" | "Int64Value" | "UInt32Value" | "UInt64Value"
-            | "FloatValue" | "DoubleValue" | "StringValue" | "BytesValue" => {
-                let field = descriptor
-                    .get_field(1)
-                    .ok_or_else(|| expected("a value", json))?;
+            "BoolValue" | "Int32Value" | "Int64Value" | "UInt32Value" | "UInt64Value" | "FloatValue"
+            | "DoubleValue" | "StringValue" | "BytesValue" => {
+                let field = descriptor.get_field(1).ok_or_else(|| expected("a value", json))?;
                 set(1, self.field(&field, json)?);
             }
             _ => return self.plain(descriptor, object(json, "an object")?, false),
@@ -273,11 +234,7 @@ impl<'v> Parser<'v> {
 
 /// An `Any` of an unknown type in the form that the printer gives it.
 fn unknown_any(type_url: &str, object: &Map<String, Value>) -> Fit<(String, Vec<u8>)> {
-    match object
-        .get("value")
-        .and_then(Value::as_str)
-        .map(|text| BASE64.decode(text))
-    {
+    match object.get("value").and_then(Value::as_str).map(|text| BASE64.decode(text)) {
         Some(Ok(bytes)) if object.len() == 2 => Ok((type_url.to_owned(), bytes)),
         _ => Err(Problem::UnknownMessage(type_url.to_owned())),
     }
@@ -288,20 +245,15 @@ const BASE64: GeneralPurpose = lenient(&alphabet::STANDARD);
 const BASE64_URL: GeneralPurpose = lenient(&alphabet::URL_SAFE);
 
 const fn lenient(alphabet: &alphabet::Alphabet) -> GeneralPurpose {
-    let config =
-        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    let config = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
     GeneralPurpose::new(alphabet, config)
 }
 
 /// Whether `null` is a value of this field rather than its absence.
 fn takes_null(field: &FieldDescriptor) -> bool {
     match field.kind() {
-        Kind::Message(message) => {
-            message.full_name() == "google.protobuf.Value" && !field.is_list()
-        }
-        Kind::Enum(descriptor) => {
-            descriptor.full_name() == "google.protobuf.NullValue" && !field.is_list()
-        }
+        Kind::Message(message) => message.full_name() == "google.protobuf.Value" && !field.is_list(),
+        Kind::Enum(descriptor) => descriptor.full_name() == "google.protobuf.NullValue" && !field.is_list(),
         _ => false,
     }
 }
@@ -310,24 +262,17 @@ fn scalar(kind: &Kind, json: &Value) -> Fit<Field> {
     let value = match kind {
         Kind::Double => number(json).map(Field::F64),
         Kind::Float => number(json).and_then(narrow).map(Field::F32),
-        Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => integer(json)
-            .and_then(|v| i32::try_from(v).ok())
-            .map(Field::I32),
-        Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => integer(json)
-            .and_then(|v| i64::try_from(v).ok())
-            .map(Field::I64),
-        Kind::Uint32 | Kind::Fixed32 => integer(json)
-            .and_then(|v| u32::try_from(v).ok())
-            .map(Field::U32),
-        Kind::Uint64 | Kind::Fixed64 => integer(json)
-            .and_then(|v| u64::try_from(v).ok())
-            .map(Field::U64),
+        Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => {
+            integer(json).and_then(|v| i32::try_from(v).ok()).map(Field::I32)
+        }
+        Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => {
+            integer(json).and_then(|v| i64::try_from(v).ok()).map(Field::I64)
+        }
+        Kind::Uint32 | Kind::Fixed32 => integer(json).and_then(|v| u32::try_from(v).ok()).map(Field::U32),
+        Kind::Uint64 | Kind::Fixed64 => integer(json).and_then(|v| u64::try_from(v).ok()).map(Field::U64),
         Kind::Bool => json.as_bool().map(Field::Bool),
         Kind::String => json.as_str().map(|v| Field::String(v.to_owned())),
-        Kind::Bytes => json
-            .as_str()
-            .and_then(bytes)
-            .map(|v| Field::Bytes(v.into())),
+        Kind::Bytes => json.as_str().and_then(bytes).map(|v| Field::Bytes(v.into())),
         Kind::Message(_) | Kind::Enum(_) => None,
     };
     value.ok_or_else(|| expected(name_of(kind), json))
@@ -371,10 +316,7 @@ fn narrow(v: f64) -> Option<f32> {
 fn integer(json: &Value) -> Option<i128> {
     let (text, whole) = match json {
         Value::Number(number) => {
-            let whole = number
-                .as_i64()
-                .map(i128::from)
-                .or_else(|| number.as_u64().map(i128::from));
+            let whole = number.as_i64().map(i128::from).or_else(|| number.as_u64().map(i128::from));
             (None, whole)
         }
         Value::String(text) => (Some(text), text.parse().ok()),
@@ -404,14 +346,9 @@ fn enum_number(descriptor: &EnumDescriptor, json: &Value) -> Fit<i32> {
     match json {
         Value::String(name) => match descriptor.get_value_by_name(name) {
             Some(value) => Ok(value.number()),
-            None => Err(Problem::UnknownEnumValue {
-                name: descriptor.full_name().to_owned(),
-                value: shorten(name),
-            }),
+            None => Err(Problem::UnknownEnumValue { name: descriptor.full_name().to_owned(), value: shorten(name) }),
         },
-        _ => integer(json)
-            .and_then(|v| i32::try_from(v).ok())
-            .ok_or_else(|| expected("an enum value", json)),
+        _ => integer(json).and_then(|v| i32::try_from(v).ok()).ok_or_else(|| expected("an enum value", json)),
     }
 }
 
@@ -425,9 +362,7 @@ fn map_key(kind: &Kind, key: &str) -> Fit<MapKey> {
         _ => Value::from(key),
     };
     let value = scalar(kind, &json)?;
-    value
-        .into_map_key()
-        .ok_or_else(|| expected(name_of(kind), &json))
+    value.into_map_key().ok_or_else(|| expected(name_of(kind), &json))
 }
 
 fn object<'v>(json: &'v Value, what: &'static str) -> Fit<&'v Map<String, Value>> {

@@ -18,32 +18,20 @@ pub(super) fn message(message: &DynamicMessage, depth: usize) -> Value {
 
 fn fields(message: &DynamicMessage, depth: usize) -> Vec<(String, Value)> {
     // `fields` yields what protojson prints: fields with presence when set, others when not at their default.
-    message
-        .fields()
-        .map(|(field, value)| {
-            (
-                field.name().to_owned(),
-                any_field(&field.kind(), value, depth),
-            )
-        })
-        .collect()
+    message.fields().map(|(field, value)| (field.name().to_owned(), any_field(&field.kind(), value, depth))).collect()
 }
 
 /// A field of any cardinality.
 fn any_field(kind: &Kind, value: &Field, depth: usize) -> Value {
     match value {
-        Field::List(items) => {
-            Value::Array(items.iter().map(|item| single(kind, item, depth)).collect())
-        }
+        Field::List(items) => Value::Array(items.iter().map(|item| single(kind, item, depth)).collect()),
         Field::Map(entries) => {
             let Kind::Message(entry) = kind else {
                 return Value::Null;
             };
             let value_kind = entry.map_entry_value_field().kind();
-            let entries = entries
-                .iter()
-                .map(|(key, value)| (map_key(key), single(&value_kind, value, depth)))
-                .collect();
+            let entries =
+                entries.iter().map(|(key, value)| (map_key(key), single(&value_kind, value, depth))).collect();
             Value::Object(sorted(entries))
         }
         _ => single(kind, value, depth),
@@ -96,9 +84,7 @@ fn map_key(key: &MapKey) -> String {
 /// Whole numbers without a fraction, as Go prints them.
 fn float64(v: f64) -> Value {
     // Up to 2^53 every whole double is exactly that integer.
-    let is_plain = v.fract() == 0.0
-        && v.abs() <= 9_007_199_254_740_992.0
-        && !(v == 0.0 && v.is_sign_negative());
+    let is_plain = v.fract() == 0.0 && v.abs() <= 9_007_199_254_740_992.0 && !(v == 0.0 && v.is_sign_negative());
     if is_plain {
         return Value::from(v as i64);
     }
@@ -139,16 +125,11 @@ fn well_known(message: &DynamicMessage, depth: usize) -> Option<Value> {
         },
         "FieldMask" => {
             let paths = message.get_field_by_number(1)?;
-            let paths: Vec<String> = paths
-                .as_list()?
-                .iter()
-                .filter_map(Field::as_str)
-                .map(camel_case)
-                .collect();
+            let paths: Vec<String> = paths.as_list()?.iter().filter_map(Field::as_str).map(camel_case).collect();
             Value::String(paths.join(","))
         }
-        "BoolValue" | "Int32Value" | "Int64Value" | "UInt32Value" | "UInt64Value"
-        | "FloatValue" | "DoubleValue" | "StringValue" | "BytesValue" => {
+        "BoolValue" | "Int32Value" | "Int64Value" | "UInt32Value" | "UInt64Value" | "FloatValue" | "DoubleValue"
+        | "StringValue" | "BytesValue" => {
             let field = descriptor.get_field(1)?;
             single(&field.kind(), &message.get_field(&field), depth)
         }
@@ -194,10 +175,7 @@ fn any(message: &DynamicMessage, depth: usize) -> Value {
             vec![("value".to_owned(), self::message(&inner, depth + 1))]
         }
         Some(inner) => fields(&inner, depth + 1),
-        None => vec![(
-            "value".to_owned(),
-            Value::String(BASE64_STANDARD.encode(&bytes)),
-        )],
+        None => vec![("value".to_owned(), Value::String(BASE64_STANDARD.encode(&bytes)))],
     };
     entries.push(("@type".to_owned(), Value::String(type_url)));
     Value::Object(sorted(entries))
@@ -215,22 +193,14 @@ pub(crate) fn any_parts(message: &DynamicMessage) -> (String, Vec<u8>) {
     let type_url = message.get_field_by_number(1);
     let bytes = message.get_field_by_number(2);
     (
-        type_url
-            .and_then(|value| value.as_str().map(str::to_owned))
-            .unwrap_or_default(),
-        bytes
-            .and_then(|value| value.as_bytes().map(|bytes| bytes.to_vec()))
-            .unwrap_or_default(),
+        type_url.and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default(),
+        bytes.and_then(|value| value.as_bytes().map(|bytes| bytes.to_vec())).unwrap_or_default(),
     )
 }
 
 fn seconds_and_nanos(message: &DynamicMessage) -> (i64, i32) {
-    let seconds = message
-        .get_field_by_number(1)
-        .and_then(|value| value.as_i64());
-    let nanos = message
-        .get_field_by_number(2)
-        .and_then(|value| value.as_i32());
+    let seconds = message.get_field_by_number(1).and_then(|value| value.as_i64());
+    let nanos = message.get_field_by_number(2).and_then(|value| value.as_i32());
     (seconds.unwrap_or_default(), nanos.unwrap_or_default())
 }
 

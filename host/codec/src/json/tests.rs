@@ -8,12 +8,8 @@ use trysail_proto::{any, istio};
 
 use super::*;
 
-const STRICT: Options = Options {
-    ignore_unknown: false,
-};
-const LENIENT: Options = Options {
-    ignore_unknown: true,
-};
+const STRICT: Options = Options { ignore_unknown: false };
+const LENIENT: Options = Options { ignore_unknown: true };
 const CLUSTER: &str = "envoy.config.cluster.v3.Cluster";
 
 fn round_trip(name: &str, json: Value) {
@@ -29,14 +25,8 @@ fn problem(name: &str, json: Value, options: Options) -> String {
 
 #[test]
 fn what_has_presence_is_printed_when_set() {
-    round_trip(
-        "envoy.config.core.v3.SocketAddress",
-        json!({"address": "::", "port_value": 0}),
-    );
-    round_trip(
-        CLUSTER,
-        json!({"eds_cluster_config": {"eds_config": {"ads": {}}}, "name": "a"}),
-    );
+    round_trip("envoy.config.core.v3.SocketAddress", json!({"address": "::", "port_value": 0}));
+    round_trip(CLUSTER, json!({"eds_cluster_config": {"eds_config": {"ads": {}}}, "name": "a"}));
     round_trip(
         CLUSTER,
         json!({"common_lb_config": {"healthy_panic_threshold": {}}, "per_connection_buffer_limit_bytes": 0}),
@@ -45,24 +35,12 @@ fn what_has_presence_is_printed_when_set() {
 
 #[test]
 fn numbers_enums_and_bytes() {
-    round_trip(
-        CLUSTER,
-        json!({"connect_timeout": "0.250s", "type": "EDS", "wait_for_warm_on_init": false}),
-    );
+    round_trip(CLUSTER, json!({"connect_timeout": "0.250s", "type": "EDS", "wait_for_warm_on_init": false}));
     round_trip("envoy.type.v3.Percent", json!({"value": 100}));
     round_trip("envoy.type.v3.Percent", json!({"value": 0.5}));
-    round_trip(
-        "envoy.type.v3.DoubleRange",
-        json!({"end": "Infinity", "start": "NaN"}),
-    );
-    round_trip(
-        "envoy.config.core.v3.DataSource",
-        json!({"inline_bytes": "AP8="}),
-    );
-    round_trip(
-        "istio.workload.Workload",
-        json!({"addresses": ["fwAAAQ==", ""], "workload_type": 77}),
-    );
+    round_trip("envoy.type.v3.DoubleRange", json!({"end": "Infinity", "start": "NaN"}));
+    round_trip("envoy.config.core.v3.DataSource", json!({"inline_bytes": "AP8="}));
+    round_trip("istio.workload.Workload", json!({"addresses": ["fwAAAQ==", ""], "workload_type": 77}));
     // 64-bit integers are text, and proto2-style floats are as short as they were written.
     round_trip("google.protobuf.FloatValue", json!(0.1));
     round_trip("google.protobuf.UInt64Value", json!("18446744073709551615"));
@@ -78,10 +56,7 @@ fn well_known_types() {
         }}),
     );
     round_trip("google.protobuf.FieldMask", json!("a.fooBar,b"));
-    round_trip(
-        "google.protobuf.Timestamp",
-        json!("2026-01-02T03:04:05.600Z"),
-    );
+    round_trip("google.protobuf.Timestamp", json!("2026-01-02T03:04:05.600Z"));
     round_trip("google.protobuf.Value", Value::Null);
 }
 
@@ -91,31 +66,14 @@ fn any_is_unpacked() {
     let name = "envoy.config.core.v3.TypedExtensionConfig";
     round_trip(
         name,
-        config(
-            json!({"@type": "type.googleapis.com/envoy.config.core.v3.SocketAddress", "address": "a"}),
-        ),
+        config(json!({"@type": "type.googleapis.com/envoy.config.core.v3.SocketAddress", "address": "a"})),
     );
-    round_trip(
-        name,
-        config(
-            json!({"@type": "type.googleapis.com/google.protobuf.StringValue", "value": "text"}),
-        ),
-    );
-    round_trip(
-        name,
-        config(json!({"@type": "type.googleapis.com/google.protobuf.Empty", "value": {}})),
-    );
+    round_trip(name, config(json!({"@type": "type.googleapis.com/google.protobuf.StringValue", "value": "text"})));
+    round_trip(name, config(json!({"@type": "type.googleapis.com/google.protobuf.Empty", "value": {}})));
     round_trip(name, config(json!({})));
-    round_trip(
-        name,
-        config(json!({"@type": "type.googleapis.com/some.unknown.Type", "value": "AQI="})),
-    );
+    round_trip(name, config(json!({"@type": "type.googleapis.com/some.unknown.Type", "value": "AQI="})));
     assert_eq!(
-        problem(
-            name,
-            config(json!({"@type": "x/some.unknown.Type", "a": 1})),
-            STRICT
-        ),
+        problem(name, config(json!({"@type": "x/some.unknown.Type", "a": 1})), STRICT),
         "typed_config: unknown message type \"x/some.unknown.Type\""
     );
 }
@@ -130,11 +88,7 @@ fn broken_content_of_an_any_is_shown() {
         }),
     };
     assert_eq!(
-        to_json(
-            "envoy.config.core.v3.TypedExtensionConfig",
-            &config.encode_to_vec()
-        )
-        .unwrap(),
+        to_json("envoy.config.core.v3.TypedExtensionConfig", &config.encode_to_vec()).unwrap(),
         json!({"typed_config": {"@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster", "value": "/w=="}})
     );
 }
@@ -142,12 +96,11 @@ fn broken_content_of_an_any_is_shown() {
 #[test]
 fn both_spellings_are_read() {
     let name = istio::networking::v1alpha3::VirtualService::full_name();
-    let camel = json!({"exportTo": ["."], "http": [{"timeout": "1m30s", "rewrite": {"uriRegexRewrite": {"match": "x"}}}]});
-    let snake = json!({"export_to": ["."], "http": [{"timeout": "90s", "rewrite": {"uri_regex_rewrite": {"match": "x"}}}]});
-    assert_eq!(
-        from_json(&name, &camel, STRICT).unwrap(),
-        from_json(&name, &snake, STRICT).unwrap()
-    );
+    let camel =
+        json!({"exportTo": ["."], "http": [{"timeout": "1m30s", "rewrite": {"uriRegexRewrite": {"match": "x"}}}]});
+    let snake =
+        json!({"export_to": ["."], "http": [{"timeout": "90s", "rewrite": {"uri_regex_rewrite": {"match": "x"}}}]});
+    assert_eq!(from_json(&name, &camel, STRICT).unwrap(), from_json(&name, &snake, STRICT).unwrap());
 }
 
 #[test]
@@ -163,33 +116,19 @@ fn errors_name_the_path() {
         "http[1].route[0].destination.hosst: unknown field of istio.networking.v1alpha3.Destination"
     );
     assert_eq!(
-        problem(
-            &name,
-            json!({"http": [{"headers": {"request": {"set": {"a b": 1}}}}]}),
-            LENIENT
-        ),
+        problem(&name, json!({"http": [{"headers": {"request": {"set": {"a b": 1}}}}]}), LENIENT),
         "http[0].headers.request.set[\"a b\"]: expected text, found 1"
     );
-    assert_eq!(
-        problem(&name, json!([]), STRICT),
-        ": expected an object, found a list"
-    );
+    assert_eq!(problem(&name, json!([]), STRICT), ": expected an object, found a list");
     assert_eq!(
         problem(CLUSTER, json!({"type": "EDSX"}), LENIENT),
         "type: \"EDSX\" is not a value of envoy.config.cluster.v3.Cluster.DiscoveryType"
     );
     assert_eq!(
-        problem(
-            CLUSTER,
-            json!({"per_connection_buffer_limit_bytes": 4_294_967_296_i64}),
-            STRICT
-        ),
+        problem(CLUSTER, json!({"per_connection_buffer_limit_bytes": 4_294_967_296_i64}), STRICT),
         "per_connection_buffer_limit_bytes: expected an unsigned 32-bit integer, found 4294967296"
     );
-    assert_eq!(
-        problem("x.Y", json!({}), STRICT),
-        "unknown message type \"x.Y\""
-    );
+    assert_eq!(problem("x.Y", json!({}), STRICT), "unknown message type \"x.Y\"");
 }
 
 #[test]
@@ -205,11 +144,7 @@ fn lenient_as_istio_is() {
         json!({"cluster_type": {"name": "b"}, "connect_timeout": "1s", "name": "a"})
     );
     assert_eq!(
-        problem(
-            CLUSTER,
-            json!({"connectTimeout": "1s", "connect_timeout": "2s"}),
-            STRICT
-        ),
+        problem(CLUSTER, json!({"connectTimeout": "1s", "connect_timeout": "2s"}), STRICT),
         "connectTimeout: field is given twice"
     );
     assert_eq!(
@@ -228,21 +163,14 @@ fn null_means_absent() {
 fn same_bytes_whatever_the_order() {
     let names = ["q", "a", "z", "m", "c", "b", "y"];
     let object = |names: &mut dyn Iterator<Item = &str>| {
-        let entries: serde_json::Map<String, Value> = names
-            .map(|name| (name.to_owned(), json!({"k": name})))
-            .collect();
+        let entries: serde_json::Map<String, Value> = names.map(|name| (name.to_owned(), json!({"k": name}))).collect();
         json!({"filter_metadata": entries})
     };
     let name = Metadata::full_name();
     let forwards = from_json(&name, &object(&mut names.into_iter()), STRICT).unwrap();
     let backwards = from_json(&name, &object(&mut names.into_iter().rev()), STRICT).unwrap();
     assert_eq!(forwards, backwards);
-    assert_eq!(
-        Metadata::decode(forwards.as_slice())
-            .unwrap()
-            .encode_to_vec(),
-        forwards
-    );
+    assert_eq!(Metadata::decode(forwards.as_slice()).unwrap().encode_to_vec(), forwards);
 }
 
 #[test]

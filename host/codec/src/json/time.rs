@@ -27,13 +27,9 @@ pub(super) fn parse_duration(text: &str) -> Option<(i64, i32)> {
         return Some((0, 0));
     }
     while !rest.is_empty() {
-        let number_len = rest
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(rest.len());
+        let number_len = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
         let (number, tail) = rest.split_at(number_len);
-        let unit_len = tail
-            .find(|c: char| c.is_ascii_digit() || c == '.')
-            .unwrap_or(tail.len());
+        let unit_len = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
         let (unit, tail) = tail.split_at(unit_len);
         let unit: i128 = match unit {
             "ns" => 1,
@@ -65,18 +61,10 @@ fn parse_scaled(number: &str, unit: i128) -> Option<i128> {
     if whole.is_empty() && fraction.is_empty() || whole.len() > 18 || fraction.contains('.') {
         return None;
     }
-    let whole: i128 = if whole.is_empty() {
-        0
-    } else {
-        whole.parse().ok()?
-    };
+    let whole: i128 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
     // Digits beyond the 18th are far below a nanosecond of any unit.
     let fraction = &fraction[..fraction.len().min(18)];
-    let part: i128 = if fraction.is_empty() {
-        0
-    } else {
-        fraction.parse().ok()?
-    };
+    let part: i128 = if fraction.is_empty() { 0 } else { fraction.parse().ok()? };
     let scale = 10_i128.pow(u32::try_from(fraction.len()).ok()?);
     Some(whole * unit + part * unit / scale)
 }
@@ -96,9 +84,7 @@ pub(super) fn parse_timestamp(text: &str) -> Option<(i64, i32)> {
     let [year, month, day] = fixed_numbers(date, '-', [4, 2, 2])?;
     let zone_start = time.find(['Z', 'z', '+', '-'])?;
     let (clock, zone) = time.split_at(zone_start);
-    let (clock, fraction) = clock
-        .split_once('.')
-        .map_or((clock, None), |(c, f)| (c, Some(f)));
+    let (clock, fraction) = clock.split_once('.').map_or((clock, None), |(c, f)| (c, Some(f)));
     let [hour, minute, second] = fixed_numbers(clock, ':', [2, 2, 2])?;
     if !(1..=12).contains(&month) || hour > 23 || minute > 59 || second > 59 {
         return None;
@@ -109,9 +95,7 @@ pub(super) fn parse_timestamp(text: &str) -> Option<(i64, i32)> {
     }
     let nanos = match fraction {
         None => 0,
-        Some(digits)
-            if (1..=9).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit()) =>
-        {
+        Some(digits) if (1..=9).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit()) => {
             format!("{digits:0<9}").parse().ok()?
         }
         Some(_) => return None,
@@ -128,17 +112,11 @@ pub(super) fn parse_timestamp(text: &str) -> Option<(i64, i32)> {
         }
     };
     let seconds = days * 86_400 + hour * 3600 + minute * 60 + second - offset;
-    TIMESTAMP_SECONDS
-        .contains(&seconds)
-        .then_some((seconds, nanos))
+    TIMESTAMP_SECONDS.contains(&seconds).then_some((seconds, nanos))
 }
 
 /// Numbers of fixed width with a separator between them.
-fn fixed_numbers<const N: usize>(
-    text: &str,
-    separator: char,
-    widths: [usize; N],
-) -> Option<[i64; N]> {
+fn fixed_numbers<const N: usize>(text: &str, separator: char, widths: [usize; N]) -> Option<[i64; N]> {
     let mut numbers = [0; N];
     let mut parts = text.split(separator);
     for (number, width) in numbers.iter_mut().zip(widths) {
@@ -180,16 +158,11 @@ fn civil_from_days(days: i64) -> (i64, i64, i64) {
     let days = days.saturating_add(719_468);
     let era = days.div_euclid(146_097);
     let day_of_era = days.rem_euclid(146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 {
-        from_march + 3
-    } else {
-        from_march - 9
-    };
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
     (year, month, day)
 }
@@ -239,10 +212,7 @@ mod tests {
     fn timestamps() {
         for (text, expected) in [
             ("1970-01-01T00:00:00Z", Some((0, 0))),
-            (
-                "2024-02-29T12:00:00.5+01:00",
-                Some((1_709_204_400, 500_000_000)),
-            ),
+            ("2024-02-29T12:00:00.5+01:00", Some((1_709_204_400, 500_000_000))),
             ("2023-02-29T12:00:00Z", None),
             ("0001-01-01T00:00:00Z", Some((-62_135_596_800, 0))),
             ("0001-01-01T00:00:00+01:00", None),

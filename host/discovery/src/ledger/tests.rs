@@ -6,25 +6,14 @@ use crate::{Claim, Config, convert};
 fn text(entries: &[(&str, &str)]) -> String {
     let document = |(name, version): &(&str, &str)| match *version {
         "broken" => "a: [\n".to_owned(),
-        "refused" => format!(
-            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name:?}, labels: {{a: on}}}}\n"
-        ),
-        good => format!(
-            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name:?}}}\ndata: {{v: {good:?}}}\n"
-        ),
+        "refused" => format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name:?}, labels: {{a: on}}}}\n"),
+        good => format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name:?}}}\ndata: {{v: {good:?}}}\n"),
     };
-    entries
-        .iter()
-        .map(document)
-        .collect::<Vec<_>>()
-        .join("---\n")
+    entries.iter().map(document).collect::<Vec<_>>().join("---\n")
 }
 
 fn edit(path: &str, entries: &[(&str, &str)]) -> (Arc<str>, Option<FileInput>) {
-    (
-        path.into(),
-        Some(convert::read_file(path, &text(entries), &Config::default())),
-    )
+    (path.into(), Some(convert::read_file(path, &text(entries), &Config::default())))
 }
 
 fn gone(path: &str) -> (Arc<str>, Option<FileInput>) {
@@ -33,26 +22,16 @@ fn gone(path: &str) -> (Arc<str>, Option<FileInput>) {
 
 fn state(ledger: &Ledger) -> Vec<(String, String)> {
     let value = |object: &Object| object.body["data"]["v"].as_str().unwrap_or("-").to_owned();
-    ledger
-        .objects()
-        .map(|object| (object.reference.name.to_string(), value(object)))
-        .collect()
+    ledger.objects().map(|object| (object.reference.name.to_string(), value(object))).collect()
 }
 
 fn pairs(entries: &[(&str, &str)]) -> Vec<(String, String)> {
-    entries
-        .iter()
-        .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()))
-        .collect()
+    entries.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
 }
 
 fn rejections(ledger: &Ledger) -> Vec<(String, usize, bool)> {
     let status = ledger.status(|_| true);
-    status
-        .rejections
-        .iter()
-        .map(|found| (found.origin.clone(), found.document, found.kept_last_good))
-        .collect()
+    status.rejections.iter().map(|found| (found.origin.clone(), found.document, found.kept_last_good)).collect()
 }
 
 #[test]
@@ -61,14 +40,7 @@ fn a_refused_edit_keeps_the_last_good_version_until_fixed() {
     ledger.apply([edit("a", &[("x", "1"), ("y", "1")])]);
     let changes = ledger.apply([edit("a", &[("x", "refused"), ("y", "2")])]);
     assert_eq!(state(&ledger), pairs(&[("x", "1"), ("y", "2")]));
-    assert_eq!(
-        (
-            changes.added.len(),
-            changes.updated.len(),
-            changes.deleted.len()
-        ),
-        (0, 1, 0)
-    );
+    assert_eq!((changes.added.len(), changes.updated.len(), changes.deleted.len()), (0, 1, 0));
     assert_eq!(rejections(&ledger), [("a".to_owned(), 1, true)]);
     // Still refused in another way: the same version stays.
     ledger.apply([edit("a", &[("y", "2"), ("x", "refused")])]);
@@ -103,13 +75,7 @@ fn an_unreadable_document_keeps_what_it_may_hold() {
     assert_eq!(state(&ledger), pairs(&[("x", "2"), ("y", "1"), ("z", "2")]));
     assert_eq!(rejections(&ledger), [("a".to_owned(), 2, true)]);
     let unreadable = Claim::unreadable("a", crate::Violation::new("", "is not text"));
-    ledger.apply([(
-        "a".into(),
-        Some(FileInput {
-            claims: vec![unreadable],
-            ..FileInput::default()
-        }),
-    )]);
+    ledger.apply([("a".into(), Some(FileInput { claims: vec![unreadable], ..FileInput::default() }))]);
     assert_eq!(state(&ledger), pairs(&[("x", "2"), ("y", "1"), ("z", "2")]));
     ledger.apply([edit("a", &[("x", "2")])]);
     assert_eq!(state(&ledger), pairs(&[("x", "2")]));
@@ -138,11 +104,7 @@ fn the_first_file_by_path_wins_a_conflict() {
 fn moving_an_object_is_no_change() {
     let mut ledger = Ledger::new(Mode::Strict);
     ledger.apply([edit("b", &[("x", "1")])]);
-    assert!(
-        ledger
-            .apply([gone("b"), edit("a", &[("w", "refused"), ("x", "1")])])
-            .is_empty()
-    );
+    assert!(ledger.apply([gone("b"), edit("a", &[("w", "refused"), ("x", "1")])]).is_empty());
     // Moved and spoilt at once.
     let changes = ledger.apply([gone("a"), edit("c", &[("x", "refused")])]);
     assert!(changes.is_empty());
@@ -157,14 +119,10 @@ fn moving_an_object_is_no_change() {
 #[test]
 fn settings_are_apart_and_keep_their_last_good_version() {
     let config = Config::default();
-    let read = |path: &str, text: &str| {
-        (
-            Arc::from(path),
-            Some(convert::read_file(path, text, &config)),
-        )
-    };
+    let read = |path: &str, text: &str| (Arc::from(path), Some(convert::read_file(path, text, &config)));
     let mut ledger = Ledger::new(Mode::Strict);
-    let map = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata: {mesh: 'a: 1'}\n";
+    let map =
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata: {mesh: 'a: 1'}\n";
     assert!(ledger.apply([read("map.yaml", map)]).settings);
     assert_eq!(ledger.settings().mesh.as_deref(), Some(&json!({"a": 1})));
     let changes = ledger.apply([read("mesh.yaml", "a: 2\n")]);
@@ -193,25 +151,14 @@ mod properties {
     type Batch = Vec<(&'static str, Option<Entries>)>;
 
     fn batches(versions: &'static [&'static str]) -> impl Strategy<Value = Vec<Batch>> {
-        let entries = vec((0..NAMES.len(), 0..versions.len()), 0..5).prop_map(move |picks| {
-            picks
-                .into_iter()
-                .map(|(name, at)| (NAMES[name], versions[at]))
-                .collect()
-        });
-        let edit = (0..FILES.len(), prop::option::weighted(0.8, entries))
-            .prop_map(|(file, to)| (FILES[file], to));
+        let entries = vec((0..NAMES.len(), 0..versions.len()), 0..5)
+            .prop_map(move |picks| picks.into_iter().map(|(name, at)| (NAMES[name], versions[at])).collect());
+        let edit = (0..FILES.len(), prop::option::weighted(0.8, entries)).prop_map(|(file, to)| (FILES[file], to));
         vec(vec(edit, 1..3), 1..10)
     }
 
     fn edits(batch: &Batch) -> Vec<(Arc<str>, Option<FileInput>)> {
-        batch
-            .iter()
-            .map(|(path, to)| {
-                to.as_ref()
-                    .map_or_else(|| gone(path), |entries| edit(path, entries))
-            })
-            .collect()
+        batch.iter().map(|(path, to)| to.as_ref().map_or_else(|| gone(path), |entries| edit(path, entries))).collect()
     }
 
     proptest! {

@@ -25,11 +25,7 @@ pub(super) fn parse(chunk: &str, values: &mut Vec<Read>) -> Result<(), ChunkErro
         match stream.next() {
             Some(Ok(Whole { value, duplicates })) => {
                 let used = stream.byte_offset();
-                values.push(Read {
-                    line,
-                    value,
-                    duplicates,
-                });
+                values.push(Read { line, value, duplicates });
                 line += newlines(&trimmed[..used]);
                 rest = &trimmed[used..];
             }

@@ -13,8 +13,8 @@ pub(super) fn plain(text: &str) -> Result<Value, String> {
         "n" | "N" | "no" | "No" | "NO" | "false" | "False" | "FALSE" | "off" | "Off" | "OFF" => {
             return Ok(false.into());
         }
-        ".inf" | ".Inf" | ".INF" | "+.inf" | "+.Inf" | "+.INF" | "-.inf" | "-.Inf" | "-.INF"
-        | ".nan" | ".NaN" | ".NAN" => {
+        ".inf" | ".Inf" | ".INF" | "+.inf" | "+.Inf" | "+.INF" | "-.inf" | "-.Inf" | "-.INF" | ".nan" | ".NaN"
+        | ".NAN" => {
             return Err(format!("{text} is not a number that JSON can hold"));
         }
         _ => {}
@@ -23,9 +23,7 @@ pub(super) fn plain(text: &str) -> Result<Value, String> {
         return Ok(text.into());
     }
     let digits = text.replace('_', "");
-    Ok(integer(&digits)
-        .or_else(|| float(&digits))
-        .unwrap_or_else(|| text.into()))
+    Ok(integer(&digits).or_else(|| float(&digits)).unwrap_or_else(|| text.into()))
 }
 
 /// Resolves a scalar with one of YAML's own tags, such as `!!str`.
@@ -37,9 +35,7 @@ pub(super) fn tagged(suffix: &str, text: String) -> Result<Value, String> {
             let bytes = base64::engine::general_purpose::STANDARD
                 .decode(packed)
                 .map_err(|error| format!("!!binary is not base64: {error}"))?;
-            String::from_utf8(bytes)
-                .map(Value::String)
-                .map_err(|_| "!!binary is not UTF-8".to_owned())
+            String::from_utf8(bytes).map(Value::String).map_err(|_| "!!binary is not UTF-8".to_owned())
         }
         "float" => match plain(&text)? {
             number @ Value::Number(_) => Ok(number),
@@ -85,20 +81,14 @@ fn integer(digits: &str) -> Option<Value> {
         return None;
     }
     let magnitude = u64::from_str_radix(body, radix).ok()?;
-    if negative {
-        0i64.checked_sub_unsigned(magnitude).map(Value::from)
-    } else {
-        Some(magnitude.into())
-    }
+    if negative { 0i64.checked_sub_unsigned(magnitude).map(Value::from) } else { Some(magnitude.into()) }
 }
 
 /// A float as YAML writes them; a whole one becomes an integer, as Go's JSON encoder makes of it.
 fn float(digits: &str) -> Option<Value> {
     let unsigned = digits.trim_start_matches(['+', '-']);
     let well_formed = digits.len() - unsigned.len() <= 1
-        && unsigned
-            .bytes()
-            .all(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b'e' | b'E' | b'+' | b'-'))
+        && unsigned.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b'e' | b'E' | b'+' | b'-'))
         && unsigned.bytes().any(|byte| byte.is_ascii_digit());
     if !well_formed {
         return None;

@@ -13,15 +13,8 @@ pub(super) fn parse(chunk: &str, values: &mut Vec<Read>) -> Result<(), ChunkErro
     let mut builder = Builder::default();
     for event in Parser::new_from_str(chunk) {
         let (event, span) = event.map_err(|error| at_marker(&error))?;
-        if let Some((line, value)) = builder
-            .event(event, span)
-            .map_err(|reason| at_span(&span, reason))?
-        {
-            values.push(Read {
-                line,
-                value,
-                duplicates: std::mem::take(&mut builder.duplicates),
-            });
+        if let Some((line, value)) = builder.event(event, span).map_err(|reason| at_span(&span, reason))? {
+            values.push(Read { line, value, duplicates: std::mem::take(&mut builder.duplicates) });
         }
     }
     Ok(())
@@ -33,19 +26,11 @@ fn nested() -> String {
 
 fn at_marker(error: &ScanError) -> ChunkError {
     let marker = error.marker();
-    ChunkError {
-        line: marker.line().max(1),
-        column: marker.col() + 1,
-        reason: error.info().to_owned(),
-    }
+    ChunkError { line: marker.line().max(1), column: marker.col() + 1, reason: error.info().to_owned() }
 }
 
 fn at_span(span: &Span, reason: String) -> ChunkError {
-    ChunkError {
-        line: span.start.line().max(1),
-        column: span.start.col() + 1,
-        reason,
-    }
+    ChunkError { line: span.start.line().max(1), column: span.start.col() + 1, reason }
 }
 
 /// A collection that is still open.
@@ -104,15 +89,9 @@ impl Builder {
                 self.spend(cost)?;
                 self.value(value, &span)
             }
-            Event::SequenceStart(anchor, _) => {
-                self.open(anchor, OpenKind::Sequence(Vec::new()), &span)
-            }
+            Event::SequenceStart(anchor, _) => self.open(anchor, OpenKind::Sequence(Vec::new()), &span),
             Event::MappingStart(anchor, _) => {
-                let kind = OpenKind::Mapping {
-                    map: Map::new(),
-                    key: None,
-                    merged: Vec::new(),
-                };
+                let kind = OpenKind::Mapping { map: Map::new(), key: None, merged: Vec::new() };
                 self.open(anchor, kind, &span)
             }
             Event::SequenceEnd | Event::MappingEnd => {
@@ -130,12 +109,7 @@ impl Builder {
         }
     }
 
-    fn open(
-        &mut self,
-        anchor: usize,
-        kind: OpenKind,
-        span: &Span,
-    ) -> Result<Option<(usize, Value)>, String> {
+    fn open(&mut self, anchor: usize, kind: OpenKind, span: &Span) -> Result<Option<(usize, Value)>, String> {
         if self.expects_key() {
             return Err("a key must be a scalar".to_owned());
         }
@@ -150,28 +124,15 @@ impl Builder {
     }
 
     fn expects_key(&self) -> bool {
-        matches!(
-            self.stack.last(),
-            Some(Open {
-                kind: OpenKind::Mapping { key: None, .. },
-                ..
-            })
-        )
+        matches!(self.stack.last(), Some(Open { kind: OpenKind::Mapping { key: None, .. }, .. }))
     }
 
     fn set_key(&mut self, name: Key, span: &Span) {
-        if let Some(Open {
-            kind: OpenKind::Mapping { map, key, .. },
-            ..
-        }) = self.stack.last_mut()
-        {
+        if let Some(Open { kind: OpenKind::Mapping { map, key, .. }, .. }) = self.stack.last_mut() {
             if let Key::Name(name) = &name
                 && map.contains_key(name)
             {
-                self.duplicates.push(Duplicate {
-                    key: name.clone(),
-                    line: Some(span.start.line().max(1)),
-                });
+                self.duplicates.push(Duplicate { key: name.clone(), line: Some(span.start.line().max(1)) });
             }
             *key = Some(name);
         }
@@ -194,21 +155,11 @@ impl Builder {
         }
         match self.stack.last_mut() {
             None => {
-                let line = if self.first_line == 0 {
-                    span.start.line().max(1)
-                } else {
-                    self.first_line
-                };
+                let line = if self.first_line == 0 { span.start.line().max(1) } else { self.first_line };
                 return Ok(Some((line, value)));
             }
-            Some(Open {
-                kind: OpenKind::Sequence(items),
-                ..
-            }) => items.push(value),
-            Some(Open {
-                kind: OpenKind::Mapping { map, key, merged },
-                ..
-            }) => match key.take() {
+            Some(Open { kind: OpenKind::Sequence(items), .. }) => items.push(value),
+            Some(Open { kind: OpenKind::Mapping { map, key, merged }, .. }) => match key.take() {
                 Some(Key::Merge) => merged.push(value),
                 Some(Key::Name(name)) => {
                     map.insert(name, value);

@@ -41,10 +41,7 @@ impl Program {
     /// Parses a rule.
     pub(crate) fn parse(rule: &str) -> Result<Self, Failure> {
         let (expression, is_transition) = parse::parse(rule)?;
-        Ok(Program {
-            expression,
-            is_transition,
-        })
+        Ok(Program { expression, is_transition })
     }
 
     /// Applies the rule to a value.
@@ -169,18 +166,10 @@ mod tests {
     #[test]
     fn fields_are_looked_up() {
         let value = json!({"a": {"b": [1, {"namespace": "x"}]}, "size": 1});
-        assert!(holds(
-            "has(self.a.b) && !has(self.c) && self.a.b[0] == 1",
-            value.clone()
-        ));
+        assert!(holds("has(self.a.b) && !has(self.c) && self.a.b[0] == 1", value.clone()));
         assert!(holds("self.a.b[1].__namespace__ == 'x'", value.clone()));
-        assert!(holds(
-            "'a' in self && self.size() == 2 && self.size == 1",
-            value.clone()
-        ));
-        assert!(
-            matches!(eval("self.c == 1", value.clone()), Err(Failure::Value(why)) if why == "no such key: c")
-        );
+        assert!(holds("'a' in self && self.size() == 2 && self.size == 1", value.clone()));
+        assert!(matches!(eval("self.c == 1", value.clone()), Err(Failure::Value(why)) if why == "no such key: c"));
         // An error is absorbed by an answer that does not need it, on either side.
         assert!(holds("self.c == 1 || true", value.clone()));
         assert!(!holds("false && self.c == 1", value.clone()));
@@ -190,47 +179,21 @@ mod tests {
     #[test]
     fn loops() {
         let list = json!([{"n": 1}, {"n": 2}, {"n": 2}]);
-        assert!(holds(
-            "self.all(x, x.n > 0) && self.exists(x, x.n == 2)",
-            list.clone()
-        ));
-        assert!(holds(
-            "self.exists_one(x, x.n == 1) && !self.exists_one(x, x.n == 2)",
-            list.clone()
-        ));
+        assert!(holds("self.all(x, x.n > 0) && self.exists(x, x.n == 2)", list.clone()));
+        assert!(holds("self.exists_one(x, x.n == 1) && !self.exists_one(x, x.n == 2)", list.clone()));
         assert!(holds("self.filter(x, x.n == 2).size() == 2", list));
         assert!(holds("self.all(key, key.size() != 0)", json!({"a": 1})));
     }
 
     #[test]
     fn functions_of_kubernetes() {
-        assert!(holds(
-            "duration(self) >= duration('1ms')",
-            json!("1h2m3.5s")
-        ));
+        assert!(holds("duration(self) >= duration('1ms')", json!("1h2m3.5s")));
         assert!(!holds("duration(self) >= duration('1ms')", json!("999us")));
-        assert!(matches!(
-            eval("duration(self) > duration('0s')", json!("5")),
-            Err(Failure::Value(_))
-        ));
-        assert!(matches!(
-            eval("0 < int(self)", json!("x")),
-            Err(Failure::Value(_))
-        ));
+        assert!(matches!(eval("duration(self) > duration('0s')", json!("5")), Err(Failure::Value(_))));
+        assert!(matches!(eval("0 < int(self)", json!("x")), Err(Failure::Value(_))));
         assert!(holds("isIP(self)", json!("::1")) && !holds("isIP(self)", json!("a")));
-        assert!(holds(
-            "url(self).getScheme() == 'https'",
-            json!("HTTPS://a:1/b%20c?d#e")
-        ));
-        for wrong in [
-            "",
-            "a b",
-            "#%blah$#@",
-            "http://a b/",
-            "http://a/%zz",
-            "//\u{7}",
-            "http://a:x/",
-        ] {
+        assert!(holds("url(self).getScheme() == 'https'", json!("HTTPS://a:1/b%20c?d#e")));
+        for wrong in ["", "a b", "#%blah$#@", "http://a b/", "http://a/%zz", "//\u{7}", "http://a:x/"] {
             assert!(!holds("isURL(self)", json!(wrong)), "{wrong}");
         }
         assert!(holds("isURL(self)", json!("/a")));
@@ -238,31 +201,16 @@ mod tests {
             "self.split('/')[0].size() == 2 && self.substring(3) == 'cd' && self.substring(0, 1) == 'a'",
             json!("ab/cd")
         ));
-        assert!(matches!(
-            eval("self.substring(7, 8) == ''", json!("short")),
-            Err(Failure::Value(_))
-        ));
+        assert!(matches!(eval("self.substring(7, 8) == ''", json!("short")), Err(Failure::Value(_))));
     }
 
     #[test]
     fn what_is_beyond_it_says_so() {
-        for rule in [
-            "self.foo(1)",
-            "self.",
-            "authorizer.path('x')",
-            "1 +",
-            "{'a': 1}.size() == 1",
-            "self.matches(self)",
-        ] {
-            assert!(
-                matches!(eval(rule, json!("x")), Err(Failure::Unsupported(_))),
-                "{rule}"
-            );
+        for rule in
+            ["self.foo(1)", "self.", "authorizer.path('x')", "1 +", "{'a': 1}.size() == 1", "self.matches(self)"]
+        {
+            assert!(matches!(eval(rule, json!("x")), Err(Failure::Unsupported(_))), "{rule}");
         }
-        assert!(
-            Program::parse("self == oldSelf")
-                .expect("parses")
-                .is_transition
-        );
+        assert!(Program::parse("self == oldSelf").expect("parses").is_transition);
     }
 }

@@ -17,10 +17,7 @@ use crate::time;
 ///
 /// CEL rules are asked only when everything else is right, since they may rely on it.
 pub(super) fn check(schema: &Schema, body: &Value) -> Vec<Violation> {
-    let mut walk = Walk {
-        path: Vec::new(),
-        violations: Vec::new(),
-    };
+    let mut walk = Walk { path: Vec::new(), violations: Vec::new() };
     walk.value(schema, body);
     if walk.violations.is_empty() {
         walk.rules(schema, body);
@@ -54,30 +51,19 @@ impl<'a> Walk<'a> {
                 Step::Item(at) => field.push_str(&format!("[{at}]")),
             }
         }
-        self.violations.push(Violation {
-            field,
-            reason: reason.into(),
-        });
+        self.violations.push(Violation { field, reason: reason.into() });
     }
 
     /// Walks into the parts of a value that have a schema.
-    fn children(
-        &mut self,
-        schema: &'a Schema,
-        value: &'a Value,
-        visit: fn(&mut Self, &'a Schema, &'a Value),
-    ) {
+    fn children(&mut self, schema: &'a Schema, value: &'a Value, visit: fn(&mut Self, &'a Schema, &'a Value)) {
         match value {
             Value::Object(map) => {
                 for (name, field) in map {
-                    let (step, of_field) =
-                        match (schema.properties.get(name), &schema.additional_properties) {
-                            (Some(of_field), _) => (Step::Field(name), of_field),
-                            (None, Some(Additional::Schema(of_field))) => {
-                                (Step::Key(name), &**of_field)
-                            }
-                            (None, _) => continue,
-                        };
+                    let (step, of_field) = match (schema.properties.get(name), &schema.additional_properties) {
+                        (Some(of_field), _) => (Step::Field(name), of_field),
+                        (None, Some(Additional::Schema(of_field))) => (Step::Key(name), &**of_field),
+                        (None, _) => continue,
+                    };
                     // Metadata has been read by then, and is the same for all kinds.
                     if self.path.is_empty() && name == "metadata" {
                         continue;
@@ -115,38 +101,19 @@ impl<'a> Walk<'a> {
         }
         if !schema.allowed.is_empty() && !schema.allowed.contains(value) {
             let allowed: Vec<_> = schema.allowed.iter().map(ToString::to_string).collect();
-            self.report(
-                None,
-                format!(
-                    "unsupported value {}: must be one of {}",
-                    short(value),
-                    allowed.join(", ")
-                ),
-            );
+            self.report(None, format!("unsupported value {}: must be one of {}", short(value), allowed.join(", ")));
         }
         self.combinations(schema, value);
         self.children(schema, value, Self::value);
     }
 
     fn object(&mut self, schema: &'a Schema, map: &Map<String, Value>) {
-        for name in schema
-            .required
-            .iter()
-            .filter(|name| !map.contains_key(*name))
-        {
+        for name in schema.required.iter().filter(|name| !map.contains_key(*name)) {
             self.report(Some(Step::Field(name)), "required value");
         }
-        self.count(
-            map.len(),
-            schema.min_properties,
-            schema.max_properties,
-            "entries",
-        );
+        self.count(map.len(), schema.min_properties, schema.max_properties, "entries");
         if matches!(schema.additional_properties, Some(Additional::Flag(false))) {
-            for name in map
-                .keys()
-                .filter(|name| !schema.properties.contains_key(*name))
-            {
+            for name in map.keys().filter(|name| !schema.properties.contains_key(*name)) {
                 self.report(None, format!("unknown field {name}"));
             }
         }
@@ -163,10 +130,7 @@ impl<'a> Walk<'a> {
             let identity = if is_set {
                 item.clone()
             } else {
-                let keys = schema
-                    .list_map_keys
-                    .iter()
-                    .filter_map(|key| Some((key.clone(), item.get(key)?.clone())));
+                let keys = schema.list_map_keys.iter().filter_map(|key| Some((key.clone(), item.get(key)?.clone())));
                 Value::Object(keys.collect())
             };
             let text = identity.to_string();
@@ -181,43 +145,23 @@ impl<'a> Walk<'a> {
         // Counting characters is left for where bytes do not decide already.
         let length = || text.chars().count();
         if let Some(min) = schema.min_length.filter(|min| length() < *min) {
-            let reason = if min == 1 {
-                "must not be empty".to_owned()
-            } else {
-                format!("must have at least {min} characters")
-            };
+            let reason =
+                if min == 1 { "must not be empty".to_owned() } else { format!("must have at least {min} characters") };
             self.report(None, reason);
         }
-        if let Some(max) = schema
-            .max_length
-            .filter(|max| text.len() > *max && length() > *max)
-        {
-            self.report(
-                None,
-                format!("must have at most {max} characters, has {}", length()),
-            );
+        if let Some(max) = schema.max_length.filter(|max| text.len() > *max && length() > *max) {
+            self.report(None, format!("must have at most {max} characters, has {}", length()));
         }
         if let Some(pattern) = &schema.pattern
             && pattern.regex().is_some_and(|regex| !regex.is_match(text))
         {
-            self.report(
-                None,
-                format!("{} must match '{}'", short(&text.into()), pattern.text),
-            );
+            self.report(None, format!("{} must match '{}'", short(&text.into()), pattern.text));
         }
         let wanted = match schema.format.as_deref() {
-            Some("date-time") if time::parse_rfc3339(text).is_none() => {
-                "a time such as 2026-01-31T08:00:00Z"
-            }
+            Some("date-time") if time::parse_rfc3339(text).is_none() => "a time such as 2026-01-31T08:00:00Z",
             Some("ipv4") if text.parse::<Ipv4Addr>().is_err() => "an IPv4 address",
             Some("ipv6") if text.parse::<Ipv6Addr>().is_err() => "an IPv6 address",
-            Some("byte")
-                if base64::engine::general_purpose::STANDARD
-                    .decode(text)
-                    .is_err() =>
-            {
-                "base64"
-            }
+            Some("byte") if base64::engine::general_purpose::STANDARD.decode(text).is_err() => "base64",
             _ => return,
         };
         self.report(None, format!("{} must be {wanted}", short(&text.into())));
@@ -230,19 +174,14 @@ impl<'a> Walk<'a> {
         if let Some(max) = schema.maximum.filter(|max| number > *max) {
             self.report(None, format!("{number} must be at most {max}"));
         }
-        if schema.format.as_deref() == Some("int32")
-            && (number < f64::from(i32::MIN) || number > f64::from(i32::MAX))
-        {
+        if schema.format.as_deref() == Some("int32") && (number < f64::from(i32::MIN) || number > f64::from(i32::MAX)) {
             self.report(None, format!("{number} must fit in 32 bits"));
         }
     }
 
     fn count(&mut self, count: usize, min: Option<usize>, max: Option<usize>, what: &str) {
         if let Some(min) = min.filter(|min| count < *min) {
-            self.report(
-                None,
-                format!("must have at least {min} {what}, has {count}"),
-            );
+            self.report(None, format!("must have at least {min} {what}, has {count}"));
         }
         if let Some(max) = max.filter(|max| count > *max) {
             self.report(None, format!("must have at most {max} {what}, has {count}"));
@@ -254,25 +193,12 @@ impl<'a> Walk<'a> {
             self.value(part, value);
         }
         if !schema.any_of.is_empty() && !schema.any_of.iter().any(|part| holds(part, value)) {
-            self.report(
-                None,
-                format!("must satisfy one of: {}", alternatives(&schema.any_of)),
-            );
+            self.report(None, format!("must satisfy one of: {}", alternatives(&schema.any_of)));
         }
         if !schema.one_of.is_empty() {
-            let n_holding = schema
-                .one_of
-                .iter()
-                .filter(|part| holds(part, value))
-                .count();
+            let n_holding = schema.one_of.iter().filter(|part| holds(part, value)).count();
             if n_holding != 1 {
-                self.report(
-                    None,
-                    format!(
-                        "must satisfy exactly one of: {}",
-                        alternatives(&schema.one_of)
-                    ),
-                );
+                self.report(None, format!("must satisfy exactly one of: {}", alternatives(&schema.one_of)));
             }
         }
         if schema.not.as_ref().is_some_and(|part| holds(part, value)) {
@@ -293,21 +219,14 @@ impl<'a> Walk<'a> {
             EVALUATED.fetch_add(1, Ordering::Relaxed);
             match outcome {
                 Ok(true) => {}
-                Ok(false) if rule.message.is_empty() => {
-                    self.report(None, format!("failed rule: {}", rule.rule))
-                }
+                Ok(false) if rule.message.is_empty() => self.report(None, format!("failed rule: {}", rule.rule)),
                 Ok(false) => self.report(None, rule.message.clone()),
-                Err(Failure::Value(reason)) => self.report(
-                    None,
-                    format!("{reason}, asked by the rule: {}", rule.message),
-                ),
+                Err(Failure::Value(reason)) => {
+                    self.report(None, format!("{reason}, asked by the rule: {}", rule.message))
+                }
                 // What we cannot judge, we do not refuse.
                 Err(Failure::Unsupported(reason)) => {
-                    tracing::debug!(
-                        rule = rule.rule,
-                        reason,
-                        "a validation rule could not be evaluated"
-                    );
+                    tracing::debug!(rule = rule.rule, reason, "a validation rule could not be evaluated");
                     if let Ok(mut rules) = UNEVALUATED.lock() {
                         *rules.entry(rule.rule.clone()).or_default() += 1;
                     }
@@ -320,18 +239,13 @@ impl<'a> Walk<'a> {
 
 /// True when a value satisfies a schema, rules aside (which are not allowed inside combinations).
 fn holds(schema: &Schema, value: &Value) -> bool {
-    let mut walk = Walk {
-        path: Vec::new(),
-        violations: Vec::new(),
-    };
+    let mut walk = Walk { path: Vec::new(), violations: Vec::new() };
     walk.value(schema, value);
     walk.violations.is_empty()
 }
 
 fn wrong_type(schema: &Schema, value: &Value) -> Option<String> {
-    let is_integer = value.is_i64()
-        || value.is_u64()
-        || value.as_f64().is_some_and(|number| number.fract() == 0.0);
+    let is_integer = value.is_i64() || value.is_u64() || value.as_f64().is_some_and(|number| number.fract() == 0.0);
     if schema.int_or_string {
         let fits = is_integer || value.is_string();
         return (!fits).then(|| format!("must be an integer or a string, is {}", type_name(value)));
@@ -344,11 +258,7 @@ fn wrong_type(schema: &Schema, value: &Value) -> Option<String> {
         Type::Number => (value.is_number(), "a number"),
         Type::Boolean => (value.is_boolean(), "a boolean"),
     };
-    let hint = if schema.kind == Some(Type::String) {
-        quoting_hint(value)
-    } else {
-        ""
-    };
+    let hint = if schema.kind == Some(Type::String) { quoting_hint(value) } else { "" };
     (!fits).then(|| format!("must be {wanted}, is {}{hint}", type_name(value)))
 }
 
@@ -360,23 +270,12 @@ fn alternatives(parts: &[Schema]) -> String {
             names.push("none of them set".to_owned());
         } else if !part.required.is_empty() {
             names.push(format!("{} set", part.required.join(" and ")));
-        } else if let Some(nested) = part
-            .any_of
-            .iter()
-            .chain(&part.one_of)
-            .find(|part| !part.required.is_empty())
-        {
+        } else if let Some(nested) = part.any_of.iter().chain(&part.one_of).find(|part| !part.required.is_empty()) {
             names.push(format!("{} set", nested.required.join(" and ")));
         } else if let Some(kind) = part.kind {
             names.push(format!("type {}", format!("{kind:?}").to_lowercase()));
         } else if !part.allowed.is_empty() {
-            names.push(
-                part.allowed
-                    .iter()
-                    .map(ToString::to_string)
-                    .collect::<Vec<_>>()
-                    .join(" or "),
-            );
+            names.push(part.allowed.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or "));
         } else if let Some(pattern) = &part.pattern {
             names.push(format!("matches '{}'", pattern.text));
         } else if part.max_length == Some(0) {

@@ -34,22 +34,13 @@ fn value(schema: &Schema, value: &mut Value, path: &str, warnings: &mut Vec<Viol
     }
 }
 
-fn object(
-    schema: &Schema,
-    map: &mut Map<String, Value>,
-    path: &str,
-    is_root: bool,
-    warnings: &mut Vec<Violation>,
-) {
-    let keeps_all =
-        schema.preserve || matches!(schema.additional_properties, Some(Additional::Flag(true)));
+fn object(schema: &Schema, map: &mut Map<String, Value>, path: &str, is_root: bool, warnings: &mut Vec<Violation>) {
+    let keeps_all = schema.preserve || matches!(schema.additional_properties, Some(Additional::Flag(true)));
     let of_others = match &schema.additional_properties {
         Some(Additional::Schema(schema)) => Some(&**schema),
         Some(Additional::Flag(_)) | None => None,
     };
-    let known = |name: &str| {
-        schema.properties.contains_key(name) || (is_root && OF_EVERY_OBJECT.contains(&name))
-    };
+    let known = |name: &str| schema.properties.contains_key(name) || (is_root && OF_EVERY_OBJECT.contains(&name));
     if !keeps_all && of_others.is_none() && map.keys().any(|name| !known(name)) {
         map.retain(|name, _| {
             let keep = known(name);
@@ -88,13 +79,8 @@ fn object(
         }
     }
     if let Some(of_others) = of_others {
-        map.retain(|name, value| {
-            schema.properties.contains_key(name) || !value.is_null() || of_others.nullable
-        });
-        for (name, field) in map
-            .iter_mut()
-            .filter(|(name, _)| !schema.properties.contains_key(*name))
-        {
+        map.retain(|name, value| schema.properties.contains_key(name) || !value.is_null() || of_others.nullable);
+        for (name, field) in map.iter_mut().filter(|(name, _)| !schema.properties.contains_key(*name)) {
             value(of_others, field, &format!("{path}[{name}]"), warnings);
         }
     }
@@ -103,15 +89,9 @@ fn object(
 /// A field that differs in case or a letter or two: the likely intention behind an unknown one.
 fn nearest<'a>(name: &str, schema: &'a Schema) -> Option<&'a str> {
     let lower = name.to_lowercase();
-    let distances = schema
-        .properties
-        .keys()
-        .map(|known| (distance(&lower, &known.to_lowercase()), known.as_str()));
+    let distances = schema.properties.keys().map(|known| (distance(&lower, &known.to_lowercase()), known.as_str()));
     let allowed = (name.len() / 4).clamp(1, 2);
-    distances
-        .filter(|(distance, _)| *distance <= allowed)
-        .min()
-        .map(|(_, known)| known)
+    distances.filter(|(distance, _)| *distance <= allowed).min().map(|(_, known)| known)
 }
 
 /// Letters to change, add or leave out (Levenshtein).

@@ -39,10 +39,7 @@ pub(super) struct Version {
 
 impl Definition {
     pub(super) fn schema(&self, version: &str) -> Option<&Schema> {
-        let version = self
-            .versions
-            .iter()
-            .find(|known| known.name == version && known.served)?;
+        let version = self.versions.iter().find(|known| known.name == version && known.served)?;
         self.schemas.get(version.schema)
     }
 }
@@ -120,19 +117,14 @@ pub(super) struct Pattern {
 
 impl From<String> for Pattern {
     fn from(text: String) -> Self {
-        Pattern {
-            text,
-            compiled: OnceLock::new(),
-        }
+        Pattern { text, compiled: OnceLock::new() }
     }
 }
 
 impl Pattern {
     /// Unset when the expression is beyond the library, which then refuses nothing.
     pub(super) fn regex(&self) -> Option<&Regex> {
-        self.compiled
-            .get_or_init(|| Regex::new(&self.text).ok())
-            .as_ref()
+        self.compiled.get_or_init(|| Regex::new(&self.text).ok()).as_ref()
     }
 }
 
@@ -149,9 +141,6 @@ pub(super) struct Rule {
 
 impl Rule {
     pub(super) fn program(&self) -> Result<&Program, Failure> {
-        self.parsed
-            .get_or_init(|| Program::parse(&self.rule))
-            .as_ref()
-            .map_err(Clone::clone)
+        self.parsed.get_or_init(|| Program::parse(&self.rule)).as_ref().map_err(Clone::clone)
     }
 }

@@ -15,28 +15,19 @@ struct Watched {
 }
 
 fn map(name: &str, value: &str) -> String {
-    format!(
-        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name:?}}}\ndata: {{v: {value:?}}}\n"
-    )
+    format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name:?}}}\ndata: {{v: {value:?}}}\n")
 }
 
 /// Starts a source over a folder; times that a test relies on not running out are set very long.
 fn start(timing: Timing, prepare: impl FnOnce(&Path)) -> (Watched, Change) {
     let dir = tempfile::tempdir().expect("a folder");
-    let config = Config {
-        timing,
-        ..Config::default()
-    };
+    let config = Config { timing, ..Config::default() };
     prepare(&dir.path().join("in"));
     let (tx, changes) = mpsc::channel();
     let source = FolderSource::start(&dir.path().join("in"), config, move |change| {
         let _ = tx.send(change);
     });
-    let watched = Watched {
-        dir,
-        changes,
-        source: source.expect("starts"),
-    };
+    let watched = Watched { dir, changes, source: source.expect("starts") };
     let first = watched.next();
     assert!(first.initial);
     (watched, first)
@@ -64,30 +55,13 @@ impl Watched {
 /// `+x=1 ~x=2 -x` for added, updated and deleted.
 fn told(change: &Change) -> String {
     let value = |object: &trysail_model::Object| {
-        format!(
-            "{}={}",
-            object.reference.name,
-            object.body["data"]["v"].as_str().unwrap_or("-")
-        )
+        format!("{}={}", object.reference.name, object.body["data"]["v"].as_str().unwrap_or("-"))
     };
     let changes = &change.changes;
-    let added = changes
-        .added
-        .iter()
-        .map(|object| format!("+{}", value(object)));
-    let updated = changes
-        .updated
-        .iter()
-        .map(|updated| format!("~{}", value(&updated.new)));
-    let deleted = changes
-        .deleted
-        .iter()
-        .map(|object| format!("-{}", object.reference.name));
-    added
-        .chain(updated)
-        .chain(deleted)
-        .collect::<Vec<_>>()
-        .join(" ")
+    let added = changes.added.iter().map(|object| format!("+{}", value(object)));
+    let updated = changes.updated.iter().map(|updated| format!("~{}", value(&updated.new)));
+    let deleted = changes.deleted.iter().map(|object| format!("-{}", object.reference.name));
+    added.chain(updated).chain(deleted).collect::<Vec<_>>().join(" ")
 }
 
 #[test]
@@ -111,10 +85,7 @@ fn saves_deletions_and_new_folders_are_seen() {
 #[test]
 fn a_file_that_is_being_written_is_left_alone() {
     let both = format!("{}---\n{}", map("x", "1"), map("w", "1"));
-    let timing = Timing {
-        open_grace: LONG,
-        ..Timing::default()
-    };
+    let timing = Timing { open_grace: LONG, ..Timing::default() };
     let (watched, _) = start(timing, |dir| {
         one_file(dir);
         fs::write(dir.join("a.yaml"), &both).expect("writes");
@@ -126,19 +97,14 @@ fn a_file_that_is_being_written_is_left_alone() {
     // Others are not held up by it.
     watched.write("b.yaml", &map("o", "1"));
     assert_eq!(told(&watched.next()), "+o=1");
-    file.write_all(format!("---\n{}", map("w", "2")).as_bytes())
-        .expect("writes");
+    file.write_all(format!("---\n{}", map("w", "2")).as_bytes()).expect("writes");
     drop(file);
     assert_eq!(told(&watched.next()), "~w=2 ~x=2");
 }
 
 #[test]
 fn a_file_emptied_and_filled_again_is_one_change() {
-    let timing = Timing {
-        cut_grace: LONG,
-        max_wait: Duration::from_millis(60),
-        ..Timing::default()
-    };
+    let timing = Timing { cut_grace: LONG, max_wait: Duration::from_millis(60), ..Timing::default() };
     let (watched, _) = start(timing, one_file);
     watched.write("a.yaml", "");
     thread::sleep(Duration::from_millis(150));
@@ -151,10 +117,7 @@ fn a_file_emptied_and_filled_again_is_one_change() {
 
 #[test]
 fn replacing_by_rename_is_one_change() {
-    let timing = Timing {
-        vanish_grace: LONG,
-        ..Timing::default()
-    };
+    let timing = Timing { vanish_grace: LONG, ..Timing::default() };
     let (watched, _) = start(timing, one_file);
     watched.write(".a.yaml.tmp", &map("x", "2"));
     fs::rename(watched.path(".a.yaml.tmp"), watched.path("a.yaml")).expect("renames");
@@ -171,14 +134,7 @@ fn replacing_by_rename_is_one_change() {
 #[test]
 fn files_of_editors_are_ignored() {
     let (watched, _) = start(Timing::default(), one_file);
-    for name in [
-        ".a.yaml.swp",
-        "a.yaml~",
-        "#a.yaml#",
-        ".hidden.yaml",
-        "notes.txt",
-        "a.yaml.bak",
-    ] {
+    for name in [".a.yaml.swp", "a.yaml~", "#a.yaml#", ".hidden.yaml", "notes.txt", "a.yaml.bak"] {
         watched.write(name, &map("no", "1"));
     }
     symlink("nowhere", watched.path(".#a.yaml")).expect("links");
@@ -194,37 +150,16 @@ fn a_bad_save_keeps_the_last_good_version_and_says_so() {
     let (watched, _) = start(Timing::default(), one_file);
     watched.write("a.yaml", &map("x", "2").replace("\"2\"", "2"));
     let change = watched.next();
-    assert_eq!(
-        (
-            told(&change).as_str(),
-            change.reported.len(),
-            change.resolved.len()
-        ),
-        ("", 1, 0)
-    );
+    assert_eq!((told(&change).as_str(), change.reported.len(), change.resolved.len()), ("", 1, 0));
     assert!(change.reported[0].kept_last_good);
     assert_eq!(change.reported[0].field, "data[v]");
     watched.write("a.yaml", "a: [\n");
     let change = watched.next();
-    assert_eq!(
-        (
-            told(&change).as_str(),
-            change.reported.len(),
-            change.resolved.len()
-        ),
-        ("", 1, 1)
-    );
+    assert_eq!((told(&change).as_str(), change.reported.len(), change.resolved.len()), ("", 1, 1));
     assert!(change.reported[0].kept_last_good, "{:?}", change.reported);
     watched.write("a.yaml", &map("x", "3"));
     let change = watched.next();
-    assert_eq!(
-        (
-            told(&change).as_str(),
-            change.reported.len(),
-            change.resolved.len()
-        ),
-        ("~x=3", 0, 1)
-    );
+    assert_eq!((told(&change).as_str(), change.reported.len(), change.resolved.len()), ("~x=3", 0, 1));
 }
 
 #[test]
@@ -255,13 +190,7 @@ fn a_folder_that_goes_away_keeps_its_state() {
     fs::rename(watched.path(""), watched.dir.path().join("away")).expect("renames");
     let change = watched.next();
     assert_eq!(told(&change), "");
-    assert!(
-        change
-            .status
-            .unreadable
-            .as_ref()
-            .is_some_and(|why| why.contains("stays in force"))
-    );
+    assert!(change.status.unreadable.as_ref().is_some_and(|why| why.contains("stays in force")));
     assert_eq!(change.status.kinds["ConfigMap"], 1);
     let other = watched.dir.path().join("other");
     fs::create_dir(&other).expect("creates");
@@ -281,8 +210,7 @@ fn a_folder_that_goes_away_keeps_its_state() {
 
 #[test]
 fn a_folder_that_is_not_there_is_an_error_at_the_start() {
-    let error = FolderSource::start(Path::new("/nonexistent/folder"), Config::default(), |_| {})
-        .expect_err("fails");
+    let error = FolderSource::start(Path::new("/nonexistent/folder"), Config::default(), |_| {}).expect_err("fails");
     assert!(error.to_string().contains("/nonexistent/folder"));
 }
 
@@ -292,12 +220,5 @@ fn settings_change_with_their_file() {
     watched.write("mesh.yaml", "rootNamespace: one\n");
     let change = watched.next();
     assert!(change.changes.settings);
-    assert_eq!(
-        change
-            .settings
-            .mesh
-            .as_deref()
-            .map(|mesh| mesh["rootNamespace"].clone()),
-        Some("one".into())
-    );
+    assert_eq!(change.settings.mesh.as_deref().map(|mesh| mesh["rootNamespace"].clone()), Some("one".into()));
 }

@@ -15,10 +15,7 @@ use crate::{Changes, Config, FileInput, Ledger, Settings, Status};
 /// What a look at the folder led to.
 pub(super) enum Look {
     /// The finished differences were taken; the others are worth a look at that time.
-    Taken {
-        changes: Changes,
-        pending: Option<Instant>,
-    },
+    Taken { changes: Changes, pending: Option<Instant> },
     /// Nothing was taken yet, so that what belongs together is taken together.
     Hold { until: Instant },
 }
@@ -71,12 +68,7 @@ impl Tracker {
     }
 
     /// Takes what differs and is finished. `open_until` tells until when a file counts as being written.
-    pub(super) fn look(
-        &mut self,
-        scan: Scan,
-        now: Instant,
-        open_until: impl Fn(&Path) -> Option<Instant>,
-    ) -> Look {
+    pub(super) fn look(&mut self, scan: Scan, now: Instant, open_until: impl Fn(&Path) -> Option<Instant>) -> Look {
         let mut finished = Vec::new();
         let mut pending: Option<Instant> = None;
         for (path, ready) in self.differences(&scan, now, open_until) {
@@ -92,30 +84,21 @@ impl Tracker {
             (None, _) => self.since = None,
             (Some(ready), None) => {
                 self.since = Some(now);
-                return Look::Hold {
-                    until: ready.min(now + max_wait),
-                };
+                return Look::Hold { until: ready.min(now + max_wait) };
             }
             (Some(ready), Some(since)) if now < since + max_wait => {
-                return Look::Hold {
-                    until: ready.min(since + max_wait),
-                };
+                return Look::Hold { until: ready.min(since + max_wait) };
             }
             // Waited long enough for what is not finished: the rest goes on without it.
             (Some(_), Some(_)) => {}
         }
         let edits: Vec<_> = finished.into_iter().map(|path| self.take(path)).collect();
-        Look::Taken {
-            changes: self.ledger.apply(edits),
-            pending,
-        }
+        Look::Taken { changes: self.ledger.apply(edits), pending }
     }
 
     pub(super) fn status(&self) -> Status {
         let mut status = self.ledger.status(|kind| self.config.reads(kind));
-        report_unreadable(&self.last_scan, &mut status, |dir| {
-            self.taken.keys().any(|path| is_within(path, dir))
-        });
+        report_unreadable(&self.last_scan, &mut status, |dir| self.taken.keys().any(|path| is_within(path, dir)));
         status
     }
 
@@ -141,36 +124,21 @@ impl Tracker {
                 continue;
             }
             let candidate = &self.candidates[path];
-            differences.push((
-                path.clone(),
-                self.ready(candidate, taken, open_until(&found.path), now),
-            ));
+            differences.push((path.clone(), self.ready(candidate, taken, open_until(&found.path), now)));
         }
         let is_unknown = |path: &str| scan.unreadable.keys().any(|dir| is_within(path, dir));
-        let vanished: Vec<_> = self
-            .taken
-            .keys()
-            .filter(|path| !scan.files.contains_key(*path) && !is_unknown(path))
-            .cloned()
-            .collect();
+        let vanished: Vec<_> =
+            self.taken.keys().filter(|path| !scan.files.contains_key(*path) && !is_unknown(path)).cloned().collect();
         for path in vanished {
-            let candidate = self.candidates.entry(path.clone()).or_insert(Candidate {
-                stamp: None,
-                seen: now,
-                read: None,
-            });
+            let candidate =
+                self.candidates.entry(path.clone()).or_insert(Candidate { stamp: None, seen: now, read: None });
             if candidate.read.is_some() {
-                *candidate = Candidate {
-                    stamp: None,
-                    seen: now,
-                    read: None,
-                };
+                *candidate = Candidate { stamp: None, seen: now, read: None };
             }
             differences.push((path, candidate.seen + self.config.timing.vanish_grace));
         }
         // A file that came and went in between was never taken.
-        self.candidates
-            .retain(|path, _| scan.files.contains_key(path) || self.taken.contains_key(path));
+        self.candidates.retain(|path, _| scan.files.contains_key(path) || self.taken.contains_key(path));
         differences
     }
 
@@ -194,36 +162,16 @@ impl Tracker {
             return false;
         }
         let is_empty = text.as_ref().is_ok_and(|(_, text)| text.trim().is_empty());
-        let text = text
-            .as_ref()
-            .map(|(_, text)| text.as_str())
-            .map_err(String::as_str);
+        let text = text.as_ref().map(|(_, text)| text.as_str()).map_err(String::as_str);
         let input = scan::interpret(path, text, &self.config);
         let is_whole = !is_empty && !input.is_broken();
-        let read = Read {
-            input,
-            content,
-            is_whole,
-        };
-        self.candidates.insert(
-            path.clone(),
-            Candidate {
-                stamp,
-                seen: now,
-                read: Some(read),
-            },
-        );
+        let read = Read { input, content, is_whole };
+        self.candidates.insert(path.clone(), Candidate { stamp, seen: now, read: Some(read) });
         true
     }
 
     /// When a file that is there counts as finished.
-    fn ready(
-        &self,
-        candidate: &Candidate,
-        taken: Option<Taken>,
-        open_until: Option<Instant>,
-        now: Instant,
-    ) -> Instant {
+    fn ready(&self, candidate: &Candidate, taken: Option<Taken>, open_until: Option<Instant>, now: Instant) -> Instant {
         if let Some(until) = open_until {
             return until;
         }
@@ -244,22 +192,8 @@ impl Tracker {
     fn take(&mut self, path: Arc<str>) -> (Arc<str>, Option<FileInput>) {
         let candidate = self.candidates.remove(&path);
         match candidate.and_then(|candidate| Some((candidate.stamp, candidate.read?))) {
-            Some((
-                stamp,
-                Read {
-                    input,
-                    content,
-                    is_whole,
-                },
-            )) => {
-                self.taken.insert(
-                    path.clone(),
-                    Taken {
-                        stamp,
-                        content,
-                        is_whole,
-                    },
-                );
+            Some((stamp, Read { input, content, is_whole })) => {
+                self.taken.insert(path.clone(), Taken { stamp, content, is_whole });
                 (path, Some(input))
             }
             None => {
@@ -271,10 +205,7 @@ impl Tracker {
 }
 
 fn is_within(path: &str, dir: &str) -> bool {
-    dir.is_empty()
-        || path
-            .strip_prefix(dir)
-            .is_some_and(|rest| rest.starts_with('/'))
+    dir.is_empty() || path.strip_prefix(dir).is_some_and(|rest| rest.starts_with('/'))
 }
 
 fn hash(text: &str) -> u64 {

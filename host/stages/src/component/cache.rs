@@ -2,7 +2,10 @@
 //!
 //! Compiled code is executed, so nobody else may write it: the folder belongs to the user and to nobody else, and each file
 //! carries a digest over its content. A file that fails any check is compiled again.
-#![allow(unsafe_code, reason = "wasmtime cannot check that bytes are code it compiled; the checks in here stand for it")]
+#![allow(
+    unsafe_code,
+    reason = "wasmtime cannot check that bytes are code it compiled; the checks in here stand for it"
+)]
 
 use std::fs;
 use std::io::Write as _;
@@ -31,7 +34,9 @@ impl Cache {
             tracing::warn!(folder = %folder.display(), %error, "compiled components are not kept: cannot make the folder");
             return None;
         }
-        match private(&folder) {
+        // The folder above as well: whoever writes it can put another in its place.
+        let above = fs::canonicalize(folder.join("..")).map_err(|error| error.to_string());
+        match above.and_then(|above| private(&above)).and_then(|()| private(&folder)) {
             Ok(()) => Some(Cache { folder }),
             Err(why) => {
                 tracing::warn!(folder = %folder.display(), "compiled components are not kept: the folder {why}");

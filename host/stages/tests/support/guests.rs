@@ -1,6 +1,6 @@
 //! Guests as real components: compiled from their crates by a nested cargo, once a process, and run in the real sandbox.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
 
@@ -83,7 +83,7 @@ pub fn component(package: &str) -> Vec<u8> {
     encode(&module)
 }
 
-fn encode(module: &PathBuf) -> Vec<u8> {
+fn encode(module: &Path) -> Vec<u8> {
     let module = std::fs::read(module).unwrap();
     wit_component::ComponentEncoder::default().validate(true).module(&module).unwrap().encode().unwrap()
 }
@@ -95,7 +95,8 @@ fn build(workspace: &Path, target: &Path, package: &str) {
     // What is meant for the host must not reach the guests; see host/bundle/build.rs.
     for (name, _) in std::env::vars() {
         let outer = ["CARGO_FEATURE_", "CARGO_CFG_", "CARGO_PROFILE_"].iter().any(|prefix| name.starts_with(prefix));
-        let single = ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTC_WORKSPACE_WRAPPER", "RUSTC_WRAPPER", "CARGO_BUILD_TARGET"];
+        let single =
+            ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTC_WORKSPACE_WRAPPER", "RUSTC_WRAPPER", "CARGO_BUILD_TARGET"];
         if outer || single.contains(&name.as_str()) {
             cargo.env_remove(name);
         }

@@ -122,7 +122,8 @@ mod tests {
             tls: Some(ClientTlsSettings::default()),
             ..Default::default()
         };
-        let base = TrafficPolicy { connection_pool: pool(), port_level_settings: vec![port.clone()], ..Default::default() };
+        let base =
+            TrafficPolicy { connection_pool: pool(), port_level_settings: vec![port.clone()], ..Default::default() };
         let subset = TrafficPolicy { outlier_detection: Some(OutlierDetection::default()), ..Default::default() };
         DestinationRule {
             traffic_policy: Some(base),
@@ -161,7 +162,8 @@ mod tests {
 
     #[test]
     fn the_mesh_fills_gaps_only() {
-        let mesh = DefaultTrafficPolicy { connection_pool: pool(), outlier_detection: Some(OutlierDetection::default()) };
+        let mesh =
+            DefaultTrafficPolicy { connection_pool: pool(), outlier_detection: Some(OutlierDetection::default()) };
         let rule = rule();
         let (policy, _) = Policy::for_port(rule.traffic_policy.as_ref(), 81);
         let filled = policy.over_mesh_default(Some(&mesh));

@@ -51,11 +51,7 @@ struct Scope<'s, 'a> {
 type Outcome<'a> = Result<Val<'a>, Failure>;
 
 pub(super) fn eval(expression: &Expr, value: &Value) -> Result<bool, Failure> {
-    let scope = Scope {
-        name: "self",
-        value: value.into(),
-        outer: None,
-    };
+    let scope = Scope { name: "self", value: value.into(), outer: None };
     flag(run(expression, &scope)?)
 }
 
@@ -85,12 +81,7 @@ fn run<'a>(expression: &'a Expr, scope: &Scope<'_, 'a>) -> Outcome<'a> {
         }
         Expr::Has(of, name) => Ok(Val::Bool(field(&run(of, scope)?, name)?.is_some())),
         Expr::Index(of, index) => element(&run(of, scope)?, &run(index, scope)?),
-        Expr::List(items) => Ok(Val::List(
-            items
-                .iter()
-                .map(|item| run(item, scope))
-                .collect::<Result<_, _>>()?,
-        )),
+        Expr::List(items) => Ok(Val::List(items.iter().map(|item| run(item, scope)).collect::<Result<_, _>>()?)),
         Expr::Not(inner) => Ok(Val::Bool(!flag(run(inner, scope)?)?)),
         Expr::Negate(inner) => match run(inner, scope)? {
             Val::Int(value) => Ok(Val::Int(value.wrapping_neg())),
@@ -112,23 +103,13 @@ fn run<'a>(expression: &'a Expr, scope: &Scope<'_, 'a>) -> Outcome<'a> {
             _ => Err(overload("matches")),
         },
         Expr::Call(function, arguments) => call(*function, arguments, scope),
-        Expr::Loop {
-            kind,
-            over,
-            name,
-            body,
-        } => iterate(*kind, &run(over, scope)?, name, body, scope),
+        Expr::Loop { kind, over, name, body } => iterate(*kind, &run(over, scope)?, name, body, scope),
     }
 }
 
 fn lookup<'a>(name: &str, scope: &Scope<'_, 'a>) -> Outcome<'a> {
     let mut scope = Some(scope);
-    while let Some(Scope {
-        name: known,
-        value,
-        outer,
-    }) = scope
-    {
+    while let Some(Scope { name: known, value, outer }) = scope {
         if *known == name {
             return Ok(value.clone());
         }
@@ -152,9 +133,7 @@ fn element<'a>(of: &Val<'a>, index: &Val<'a>) -> Outcome<'a> {
         }
         (_, Val::Int(at)) => {
             let items = items(of)?;
-            let item = usize::try_from(*at)
-                .ok()
-                .and_then(|at| items.into_iter().nth(at));
+            let item = usize::try_from(*at).ok().and_then(|at| items.into_iter().nth(at));
             item.ok_or_else(|| Failure::Value(format!("index out of bounds: {at}")))
         }
         _ => Err(overload("[]")),
@@ -165,10 +144,7 @@ fn element<'a>(of: &Val<'a>, index: &Val<'a>) -> Outcome<'a> {
 fn items<'a>(of: &Val<'a>) -> Result<Vec<Val<'a>>, Failure> {
     match of {
         Val::Json(Value::Array(items)) => Ok(items.iter().map(Val::from).collect()),
-        Val::Json(Value::Object(map)) => Ok(map
-            .keys()
-            .map(|key| Val::Text(Cow::Borrowed(key.as_str())))
-            .collect()),
+        Val::Json(Value::Object(map)) => Ok(map.keys().map(|key| Val::Text(Cow::Borrowed(key.as_str()))).collect()),
         Val::List(items) => Ok(items.clone()),
         Val::EmptyMap => Ok(Vec::new()),
         _ => Err(overload("loop over something that is no list or map")),
@@ -176,12 +152,7 @@ fn items<'a>(of: &Val<'a>) -> Result<Vec<Val<'a>>, Failure> {
 }
 
 /// `||` and `&&`: the deciding value wins over an error on the other side.
-fn either<'a>(
-    deciding: bool,
-    left: &'a Expr,
-    right: &'a Expr,
-    scope: &Scope<'_, 'a>,
-) -> Outcome<'a> {
+fn either<'a>(deciding: bool, left: &'a Expr, right: &'a Expr, scope: &Scope<'_, 'a>) -> Outcome<'a> {
     let first = run(left, scope).and_then(flag);
     if first == Ok(deciding) {
         return Ok(Val::Bool(deciding));
@@ -202,9 +173,7 @@ fn binary<'a>(op: Op, left: &Val<'a>, right: &Val<'a>) -> Outcome<'a> {
         Op::LessOrEqual => compare(left, right, Ordering::is_le),
         Op::Greater => compare(left, right, Ordering::is_gt),
         Op::GreaterOrEqual => compare(left, right, Ordering::is_ge),
-        Op::In => Ok(Val::Bool(
-            items(right)?.iter().any(|item| equal(left, item)),
-        )),
+        Op::In => Ok(Val::Bool(items(right)?.iter().any(|item| equal(left, item)))),
         Op::Add | Op::Subtract | Op::Multiply => arithmetic(op, left, right),
         Op::Or | Op::And => Err(overload("a lazy operator")),
     }
@@ -217,24 +186,18 @@ fn equal(left: &Val<'_>, right: &Val<'_>) -> bool {
         (Val::Text(left), Val::Text(right)) => left == right,
         (Val::Duration(left), Val::Duration(right)) => left == right,
         (Val::Json(left), Val::Json(right)) => left == right,
-        (Val::EmptyMap, Val::Json(Value::Object(map)))
-        | (Val::Json(Value::Object(map)), Val::EmptyMap) => map.is_empty(),
+        (Val::EmptyMap, Val::Json(Value::Object(map))) | (Val::Json(Value::Object(map)), Val::EmptyMap) => {
+            map.is_empty()
+        }
         (Val::EmptyMap, Val::EmptyMap) => true,
         (Val::Url(left), Val::Url(right)) => left == right,
-        (Val::List(_), Val::List(_) | Val::Json(Value::Array(_)))
-        | (Val::Json(Value::Array(_)), Val::List(_)) => {
+        (Val::List(_), Val::List(_) | Val::Json(Value::Array(_))) | (Val::Json(Value::Array(_)), Val::List(_)) => {
             let (Ok(left), Ok(right)) = (items(left), items(right)) else {
                 return false;
             };
-            left.len() == right.len()
-                && left
-                    .iter()
-                    .zip(&right)
-                    .all(|(left, right)| equal(left, right))
+            left.len() == right.len() && left.iter().zip(&right).all(|(left, right)| equal(left, right))
         }
-        _ => number(left)
-            .zip(number(right))
-            .is_some_and(|(left, right)| left == right),
+        _ => number(left).zip(number(right)).is_some_and(|(left, right)| left == right),
     }
 }
 
@@ -262,18 +225,10 @@ fn compare<'a>(left: &Val<'a>, right: &Val<'a>, holds: fn(Ordering) -> bool) -> 
 fn arithmetic<'a>(op: Op, left: &Val<'a>, right: &Val<'a>) -> Outcome<'a> {
     let overflow = || Failure::Value("integer overflow".to_owned());
     match (op, left, right) {
-        (Op::Add, Val::Text(left), Val::Text(right)) => {
-            Ok(Val::Text(Cow::Owned(format!("{left}{right}"))))
-        }
-        (Op::Add, Val::Int(left), Val::Int(right)) => {
-            left.checked_add(*right).map(Val::Int).ok_or_else(overflow)
-        }
-        (Op::Subtract, Val::Int(left), Val::Int(right)) => {
-            left.checked_sub(*right).map(Val::Int).ok_or_else(overflow)
-        }
-        (Op::Multiply, Val::Int(left), Val::Int(right)) => {
-            left.checked_mul(*right).map(Val::Int).ok_or_else(overflow)
-        }
+        (Op::Add, Val::Text(left), Val::Text(right)) => Ok(Val::Text(Cow::Owned(format!("{left}{right}")))),
+        (Op::Add, Val::Int(left), Val::Int(right)) => left.checked_add(*right).map(Val::Int).ok_or_else(overflow),
+        (Op::Subtract, Val::Int(left), Val::Int(right)) => left.checked_sub(*right).map(Val::Int).ok_or_else(overflow),
+        (Op::Multiply, Val::Int(left), Val::Int(right)) => left.checked_mul(*right).map(Val::Int).ok_or_else(overflow),
         (_, Val::Double(left), Val::Double(right)) => Ok(Val::Double(match op {
             Op::Add => left + right,
             Op::Subtract => left - right,
@@ -283,24 +238,11 @@ fn arithmetic<'a>(op: Op, left: &Val<'a>, right: &Val<'a>) -> Outcome<'a> {
     }
 }
 
-fn iterate<'a>(
-    kind: Loop,
-    over: &Val<'a>,
-    name: &str,
-    body: &'a Expr,
-    outer: &Scope<'_, 'a>,
-) -> Outcome<'a> {
+fn iterate<'a>(kind: Loop, over: &Val<'a>, name: &str, body: &'a Expr, outer: &Scope<'_, 'a>) -> Outcome<'a> {
     let mut error = None;
     let mut matched = Vec::new();
     for item in items(over)? {
-        let outcome = run(
-            body,
-            &Scope {
-                name,
-                value: item.clone(),
-                outer: Some(outer),
-            },
-        );
+        let outcome = run(body, &Scope { name, value: item.clone(), outer: Some(outer) });
         if kind == Loop::Map {
             matched.push(outcome?);
             continue;
@@ -325,39 +267,24 @@ fn iterate<'a>(
 }
 
 fn call<'a>(function: Function, arguments: &'a [Expr], scope: &Scope<'_, 'a>) -> Outcome<'a> {
-    let arguments = arguments
-        .iter()
-        .map(|argument| run(argument, scope))
-        .collect::<Result<Vec<_>, _>>()?;
+    let arguments = arguments.iter().map(|argument| run(argument, scope)).collect::<Result<Vec<_>, _>>()?;
     match (function, arguments.as_slice()) {
         (Function::Size, [Val::Text(text)]) => Ok(Val::Int(text.chars().count() as i64)),
         (Function::Size, [of]) => Ok(Val::Int(items(of)?.len() as i64)),
-        (Function::Contains, [Val::Text(text), Val::Text(part)]) => {
-            Ok(Val::Bool(text.contains(&**part)))
-        }
-        (Function::StartsWith, [Val::Text(text), Val::Text(part)]) => {
-            Ok(Val::Bool(text.starts_with(&**part)))
-        }
-        (Function::EndsWith, [Val::Text(text), Val::Text(part)]) => {
-            Ok(Val::Bool(text.ends_with(&**part)))
-        }
-        (Function::Substring, [Val::Text(text), Val::Int(from)]) => {
-            functions::substring(text, *from, None)
-        }
+        (Function::Contains, [Val::Text(text), Val::Text(part)]) => Ok(Val::Bool(text.contains(&**part))),
+        (Function::StartsWith, [Val::Text(text), Val::Text(part)]) => Ok(Val::Bool(text.starts_with(&**part))),
+        (Function::EndsWith, [Val::Text(text), Val::Text(part)]) => Ok(Val::Bool(text.ends_with(&**part))),
+        (Function::Substring, [Val::Text(text), Val::Int(from)]) => functions::substring(text, *from, None),
         (Function::Substring, [Val::Text(text), Val::Int(from), Val::Int(to)]) => {
             functions::substring(text, *from, Some(*to))
         }
-        (Function::Split, [Val::Text(text), Val::Text(by)]) => Ok(Val::List(
-            text.split(&**by)
-                .map(|part| Val::Text(Cow::Owned(part.to_owned())))
-                .collect(),
-        )),
+        (Function::Split, [Val::Text(text), Val::Text(by)]) => {
+            Ok(Val::List(text.split(&**by).map(|part| Val::Text(Cow::Owned(part.to_owned()))).collect()))
+        }
         (Function::Duration, [Val::Text(text)]) => functions::duration(text),
         (Function::Int, [Val::Int(value)]) => Ok(Val::Int(*value)),
         (Function::Int, [Val::Text(text)]) => functions::int(text),
-        (Function::IsIp, [Val::Text(text)]) => {
-            Ok(Val::Bool(text.parse::<std::net::IpAddr>().is_ok()))
-        }
+        (Function::IsIp, [Val::Text(text)]) => Ok(Val::Bool(text.parse::<std::net::IpAddr>().is_ok())),
         (Function::IsUrl, [Val::Text(text)]) => Ok(Val::Bool(functions::scheme(text).is_ok())),
         (Function::Url, [Val::Text(text)]) => match functions::scheme(text) {
             Ok(scheme) => Ok(Val::Url(scheme)),

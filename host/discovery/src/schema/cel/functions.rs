@@ -9,29 +9,19 @@ pub(super) fn substring<'a>(text: &str, from: i64, to: Option<i64>) -> Result<Va
     let length = text.chars().count() as i64;
     let to = to.unwrap_or(length);
     if from < 0 || to > length || from > to {
-        return Err(Failure::Value(format!(
-            "index out of range: {from}..{to} of {length} characters"
-        )));
+        return Err(Failure::Value(format!("index out of range: {from}..{to} of {length} characters")));
     }
-    let part: String = text
-        .chars()
-        .skip(from as usize)
-        .take((to - from) as usize)
-        .collect();
+    let part: String = text.chars().skip(from as usize).take((to - from) as usize).collect();
     Ok(Val::Text(Cow::Owned(part)))
 }
 
 pub(super) fn int<'a>(text: &str) -> Result<Val<'a>, Failure> {
-    text.parse()
-        .map(Val::Int)
-        .map_err(|_| Failure::Value(format!("{text:?} is not an integer")))
+    text.parse().map(Val::Int).map_err(|_| Failure::Value(format!("{text:?} is not an integer")))
 }
 
 /// Go's `time.ParseDuration`: `1h2m3.5s`.
 pub(super) fn duration<'a>(text: &str) -> Result<Val<'a>, Failure> {
-    parse_duration(text)
-        .map(Val::Duration)
-        .ok_or_else(|| Failure::Value(format!("{text:?} is not a duration")))
+    parse_duration(text).map(Val::Duration).ok_or_else(|| Failure::Value(format!("{text:?} is not a duration")))
 }
 
 fn parse_duration(text: &str) -> Option<i128> {
@@ -48,27 +38,17 @@ fn parse_duration(text: &str) -> Option<i128> {
     }
     let mut total: i128 = 0;
     while !rest.is_empty() {
-        let end = rest
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(rest.len());
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
         let (number, tail) = rest.split_at(end);
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-        if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') || number.len() > 24
-        {
+        if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') || number.len() > 24 {
             return None;
         }
-        let (unit, tail) = UNITS
-            .iter()
-            .find_map(|(name, nanos)| Some((*nanos, tail.strip_prefix(name)?)))?;
-        let whole: i128 = if whole.is_empty() {
-            0
-        } else {
-            whole.parse().ok()?
-        };
+        let (unit, tail) = UNITS.iter().find_map(|(name, nanos)| Some((*nanos, tail.strip_prefix(name)?)))?;
+        let whole: i128 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
         total += whole * unit;
         if !fraction.is_empty() {
-            total +=
-                fraction.parse::<i128>().ok()? * unit / 10i128.checked_pow(fraction.len() as u32)?;
+            total += fraction.parse::<i128>().ok()? * unit / 10i128.checked_pow(fraction.len() as u32)?;
         }
         rest = tail;
     }
@@ -99,11 +79,7 @@ pub(super) fn scheme(text: &str) -> Result<String, &'static str> {
     let (scheme, rest) = split_scheme(text)?;
     let (rest, _query) = rest.split_once('?').unwrap_or((rest, ""));
     if !rest.starts_with('/') {
-        return if scheme.is_empty() {
-            Err("invalid URI for request")
-        } else {
-            Ok(scheme)
-        };
+        return if scheme.is_empty() { Err("invalid URI for request") } else { Ok(scheme) };
     }
     let mut path = rest;
     if !scheme.is_empty()
@@ -148,16 +124,11 @@ fn check_authority(authority: &str) -> Result<(), &'static str> {
     } else {
         host.find(':').map_or("", |at| &host[at..])
     };
-    let valid_port = port.is_empty()
-        || port
-            .strip_prefix(':')
-            .is_some_and(|p| p.bytes().all(|b| b.is_ascii_digit()));
+    let valid_port = port.is_empty() || port.strip_prefix(':').is_some_and(|p| p.bytes().all(|b| b.is_ascii_digit()));
     if !valid_port {
         return Err("invalid port after host");
     }
-    let valid = |c: char| {
-        !c.is_ascii() || c.is_ascii_alphanumeric() || "-_.~!$&'()*+,;=:[]<>\"%".contains(c)
-    };
+    let valid = |c: char| !c.is_ascii() || c.is_ascii_alphanumeric() || "-_.~!$&'()*+,;=:[]<>\"%".contains(c);
     if !host.chars().all(valid) {
         return Err("invalid character in host name");
     }
@@ -166,14 +137,8 @@ fn check_authority(authority: &str) -> Result<(), &'static str> {
 
 fn check_escapes(text: &str) -> Result<(), &'static str> {
     let bytes = text.as_bytes();
-    let broken = (0..bytes.len()).filter(|at| bytes[*at] == b'%').any(|at| {
-        !bytes
-            .get(at + 1..at + 3)
-            .is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
-    });
-    if broken {
-        Err("invalid URL escape")
-    } else {
-        Ok(())
-    }
+    let broken = (0..bytes.len())
+        .filter(|at| bytes[*at] == b'%')
+        .any(|at| !bytes.get(at + 1..at + 3).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit)));
+    if broken { Err("invalid URL escape") } else { Ok(()) }
 }

@@ -6,19 +6,9 @@ use super::{Expr, Failure, Function, Loop, Op};
 
 /// Parses a rule; the flag is set when it mentions `oldSelf`.
 pub(super) fn parse(rule: &str) -> Result<(Expr, bool), Failure> {
-    let tokens = Lexer {
-        chars: rule.chars().collect(),
-        at: 0,
-    }
-    .tokens()?;
-    let is_transition = tokens
-        .iter()
-        .any(|token| matches!(token, Token::Name(name) if name == "oldSelf"));
-    let mut parser = Parser {
-        tokens,
-        at: 0,
-        depth: 0,
-    };
+    let tokens = Lexer { chars: rule.chars().collect(), at: 0 }.tokens()?;
+    let is_transition = tokens.iter().any(|token| matches!(token, Token::Name(name) if name == "oldSelf"));
+    let mut parser = Parser { tokens, at: 0, depth: 0 };
     let expression = parser.expression()?;
     match parser.peek() {
         None => Ok((expression, is_transition)),
@@ -41,8 +31,8 @@ enum Token {
 
 /// Longer signs first, so that `<=` is not read as `<`.
 const SIGNS: [&str; 23] = [
-    "||", "&&", "==", "!=", "<=", ">=", "<", ">", "+", "-", "*", "!", "?", ":", "(", ")", "[", "]",
-    "{", "}", ".", ",", "%",
+    "||", "&&", "==", "!=", "<=", ">=", "<", ">", "+", "-", "*", "!", "?", ":", "(", ")", "[", "]", "{", "}", ".", ",",
+    "%",
 ];
 
 struct Lexer {
@@ -64,9 +54,7 @@ impl Lexer {
                 self.at += 1;
                 tokens.push(self.text(true)?);
             } else if first.is_ascii_alphabetic() || first == '_' {
-                tokens.push(Token::Name(
-                    self.take_while(|c| c.is_ascii_alphanumeric() || c == '_'),
-                ));
+                tokens.push(Token::Name(self.take_while(|c| c.is_ascii_alphanumeric() || c == '_')));
             } else {
                 tokens.push(self.sign()?);
             }
@@ -75,60 +63,37 @@ impl Lexer {
     }
 
     fn take_while(&mut self, keep: impl Fn(char) -> bool) -> String {
-        let taken: String = self.chars[self.at..]
-            .iter()
-            .take_while(|c| keep(**c))
-            .collect();
+        let taken: String = self.chars[self.at..].iter().take_while(|c| keep(**c)).collect();
         self.at += taken.chars().count();
         taken
     }
 
     fn starts_with(&self, text: &str) -> bool {
-        text.chars()
-            .enumerate()
-            .all(|(at, c)| self.chars.get(self.at + at) == Some(&c))
+        text.chars().enumerate().all(|(at, c)| self.chars.get(self.at + at) == Some(&c))
     }
 
     fn sign(&mut self) -> Result<Token, Failure> {
         let sign = SIGNS.into_iter().find(|sign| self.starts_with(sign));
-        let sign =
-            sign.ok_or_else(|| unsupported(format!("unexpected {:?}", self.chars[self.at])))?;
+        let sign = sign.ok_or_else(|| unsupported(format!("unexpected {:?}", self.chars[self.at])))?;
         self.at += sign.len();
         Ok(Token::Sign(sign))
     }
 
     fn number(&mut self) -> Result<Token, Failure> {
         let mut digits = self.take_while(|c| c.is_ascii_digit());
-        let fraction = self.chars.get(self.at) == Some(&'.')
-            && self
-                .chars
-                .get(self.at + 1)
-                .is_some_and(char::is_ascii_digit);
+        let fraction =
+            self.chars.get(self.at) == Some(&'.') && self.chars.get(self.at + 1).is_some_and(char::is_ascii_digit);
         if fraction {
             self.at += 1;
             digits = format!("{digits}.{}", self.take_while(|c| c.is_ascii_digit()));
-            return digits
-                .parse()
-                .map(Token::Double)
-                .map_err(|_| unsupported(digits));
+            return digits.parse().map(Token::Double).map_err(|_| unsupported(digits));
         }
-        digits
-            .parse()
-            .map(Token::Int)
-            .map_err(|_| unsupported(digits))
+        digits.parse().map(Token::Int).map_err(|_| unsupported(digits))
     }
 
     fn text(&mut self, raw: bool) -> Result<Token, Failure> {
-        let quote = if self.chars[self.at] == '"' {
-            ["\"\"\"", "\""]
-        } else {
-            ["'''", "'"]
-        };
-        let quote = if self.starts_with(quote[0]) {
-            quote[0]
-        } else {
-            quote[1]
-        };
+        let quote = if self.chars[self.at] == '"' { ["\"\"\"", "\""] } else { ["'''", "'"] };
+        let quote = if self.starts_with(quote[0]) { quote[0] } else { quote[1] };
         self.at += quote.len();
         let mut text = String::new();
         loop {
@@ -140,11 +105,7 @@ impl Lexer {
                 return Err(unsupported("a string has no end"));
             };
             self.at += 1;
-            if c == '\\' && !raw {
-                text.push(self.escape()?)
-            } else {
-                text.push(c)
-            }
+            if c == '\\' && !raw { text.push(self.escape()?) } else { text.push(c) }
         }
     }
 
@@ -169,10 +130,7 @@ impl Lexer {
         };
         let digits: String = self.chars[self.at..].iter().take(width).collect();
         self.at += digits.chars().count();
-        let code = u32::from_str_radix(&digits, 16)
-            .ok()
-            .filter(|_| digits.len() == width)
-            .and_then(char::from_u32);
+        let code = u32::from_str_radix(&digits, 16).ok().filter(|_| digits.len() == width).and_then(char::from_u32);
         code.ok_or_else(|| unsupported(format!("escape \\{c}{digits}")))
     }
 }
@@ -195,14 +153,7 @@ impl Parser {
     }
 
     fn expect(&mut self, sign: &'static str) -> Result<(), Failure> {
-        if self.eat(sign) {
-            Ok(())
-        } else {
-            Err(unsupported(format!(
-                "`{sign}` expected, found {:?}",
-                self.peek()
-            )))
-        }
+        if self.eat(sign) { Ok(()) } else { Err(unsupported(format!("`{sign}` expected, found {:?}", self.peek()))) }
     }
 
     fn expression(&mut self) -> Result<Expr, Failure> {
@@ -292,10 +243,7 @@ impl Parser {
     }
 
     fn primary(&mut self) -> Result<Expr, Failure> {
-        let token = self
-            .peek()
-            .cloned()
-            .ok_or_else(|| unsupported("the rule ends too early"))?;
+        let token = self.peek().cloned().ok_or_else(|| unsupported("the rule ends too early"))?;
         self.at += 1;
         match token {
             Token::Int(value) => Ok(Expr::Int(value)),
@@ -357,9 +305,7 @@ impl Parser {
             ("isURL", 1) => Function::IsUrl,
             ("url", 1) => Function::Url,
             (_, count) => {
-                return Err(unsupported(format!(
-                    "function {name} with {count} arguments"
-                )));
+                return Err(unsupported(format!("function {name} with {count} arguments")));
             }
         };
         Ok(Expr::Call(function, arguments))
@@ -379,19 +325,13 @@ impl Parser {
             self.expect(",")?;
             let body = Box::new(self.expression()?);
             self.expect(")")?;
-            return Ok(Expr::Loop {
-                kind,
-                over: Box::new(over),
-                name,
-                body,
-            });
+            return Ok(Expr::Loop { kind, over: Box::new(over), name, body });
         }
         let mut arguments = self.arguments(")")?;
         if name == "matches" {
             return match arguments.pop() {
                 Some(Expr::Text(pattern)) if arguments.is_empty() => {
-                    let regex =
-                        Regex::new(&pattern).map_err(|error| unsupported(error.to_string()))?;
+                    let regex = Regex::new(&pattern).map_err(|error| unsupported(error.to_string()))?;
                     Ok(Expr::Matches(Box::new(over), Box::new(regex)))
                 }
                 _ => Err(unsupported("matches() with a computed pattern")),
@@ -414,8 +354,5 @@ impl Parser {
 
 /// Kubernetes writes a field whose name is a word of CEL as `__namespace__`.
 fn unescape(name: &str) -> String {
-    name.strip_prefix("__")
-        .and_then(|name| name.strip_suffix("__"))
-        .unwrap_or(name)
-        .to_owned()
+    name.strip_prefix("__").and_then(|name| name.strip_suffix("__")).unwrap_or(name).to_owned()
 }

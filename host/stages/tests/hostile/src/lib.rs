@@ -97,8 +97,9 @@ pub fn behave(ctx: &Ctx<'_>, word: &str, args: &[String]) -> Option<Result<Outpu
             output.item(Item::new("counter", Message::default().text(1, &n.to_string())));
         }
         "pointer" => {
-            let leaked: &u8 = Box::leak(Box::new(black_box(1)));
-            output.item(Item::new("pointer", Message::default().text(1, &format!("{leaked:p}"))));
+            // So much of it that the next call cannot have it at the same place.
+            let leaked = Vec::leak(black_box(vec![1u8; 1 << 16]));
+            output.item(Item::new("pointer", Message::default().text(1, &format!("{:p}", leaked.as_ptr()))));
         }
         "recursion" => {
             let deeper = arg.parse().unwrap_or(0u64) + 1;
