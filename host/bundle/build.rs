@@ -11,6 +11,9 @@ use std::process::Command;
 /// The built-in stages: crate `stage-NAME` below `plugins/`.
 const STAGES: [&str; 7] = ["clusters", "dns", "endpoints", "listeners", "routes", "scope", "security"];
 
+/// What guests are compiled for.
+const TARGET: &str = "wasm32-unknown-unknown";
+
 fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let workspace = Path::new(&env::var("CARGO_MANIFEST_DIR")?).join("../..").canonicalize()?;
@@ -18,9 +21,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let profile = out.ancestors().nth(3).ok_or("the output folder lies elsewhere than cargo puts it")?.to_owned();
     let guests = profile.parent().ok_or("the profile's folder has no parent")?.join("guests");
 
+    install_target();
     build(&workspace, &guests)?;
 
-    let modules = guests.join("wasm32-unknown-unknown/guest");
+    let modules = guests.join(TARGET).join("guest");
     let components = profile.join("components");
     fs::create_dir_all(&components)?;
     let mut list = String::from("/// All built-in stages, by name.\npub const BUILTINS: &[Builtin] = &[\n");
@@ -51,6 +55,18 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("cargo::rerun-if-changed={}", input.display());
     }
     Ok(())
+}
+
+/// Adds the guests' target to the toolchain when it is missing: rustup may be told not to follow `rust-toolchain.toml` by itself.
+/// A failure shows in the build that follows, with what to do.
+fn install_target() {
+    let rustc = env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
+    let found = Command::new(rustc).args(["--print", "target-libdir", "--target", TARGET]).output();
+    let there = found.is_ok_and(|output| Path::new(String::from_utf8_lossy(&output.stdout).trim()).is_dir());
+    if !there {
+        println!("cargo::warning=installing the Rust target {TARGET}");
+        let _ = Command::new("rustup").args(["target", "add", TARGET]).status();
+    }
 }
 
 /// Runs cargo for the guests' target.
