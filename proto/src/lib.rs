@@ -24,6 +24,7 @@
 pub mod any;
 #[cfg(feature = "descriptors")]
 pub mod descriptors;
+pub mod protocol;
 
 pub use generated::*;
 pub use prost;

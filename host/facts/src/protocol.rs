@@ -1,28 +1,10 @@
 //! The protocol of a port, from what its author declared.
 
+pub use trysail_proto::protocol::parse;
 use trysail_proto::trysail::facts::v1::Protocol;
 
 /// Ports whose servers speak first, so that waiting for a client's first bytes would break them: SMTP, DNS, MySQL, MongoDB.
 const SERVER_FIRST: [u32; 4] = [25, 53, 3306, 27017];
-
-/// A protocol by its name, in any case.
-pub fn parse(name: &str) -> Protocol {
-    match name.to_ascii_lowercase().as_str() {
-        "tcp" => Protocol::Tcp,
-        "udp" => Protocol::Udp,
-        "grpc" => Protocol::Grpc,
-        "grpc-web" => Protocol::GrpcWeb,
-        "http" => Protocol::Http,
-        "http_proxy" => Protocol::HttpProxy,
-        "http2" => Protocol::Http2,
-        "https" => Protocol::Https,
-        "tls" => Protocol::Tls,
-        "mongo" => Protocol::Mongo,
-        "redis" => Protocol::Redis,
-        "mysql" => Protocol::Mysql,
-        _ => Protocol::Unsupported,
-    }
-}
 
 /// The protocol of a Kubernetes service port: UDP by transport, else `appProtocol`, else the port name's prefix.
 pub fn of_service_port(port: u32, name: &str, transport: &str, app_protocol: Option<&str>) -> Protocol {

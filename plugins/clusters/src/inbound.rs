@@ -219,21 +219,9 @@ fn default_endpoint(ctx: &Ctx<'_>, text: &str) -> Option<(String, u32)> {
 /// A protocol as a Sidecar's port names it.
 fn protocol(name: &str) -> Protocol {
     match name.to_ascii_lowercase().as_str() {
-        "tcp" => Protocol::Tcp,
-        "udp" => Protocol::Udp,
-        "grpc" => Protocol::Grpc,
-        "grpc-web" => Protocol::GrpcWeb,
-        "http" => Protocol::Http,
-        "http_proxy" => Protocol::HttpProxy,
-        "http2" => Protocol::Http2,
-        "https" => Protocol::Https,
-        "tls" => Protocol::Tls,
-        "mongo" => Protocol::Mongo,
-        "redis" => Protocol::Redis,
-        "mysql" => Protocol::Mysql,
         "hbone" => Protocol::Hbone,
         "double-hbone" => Protocol::DoubleHbone,
-        _ => Protocol::Unsupported,
+        _ => trysail_sdk::proto::protocol::parse(name),
     }
 }
 

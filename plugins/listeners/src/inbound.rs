@@ -15,6 +15,7 @@ use trysail_sdk::proto::envoy::config::listener::v3::{
 };
 use trysail_sdk::proto::envoy::r#type::v3::Int32Range;
 use trysail_sdk::proto::istio::networking::v1alpha3::{CaptureMode, Sidecar};
+use trysail_sdk::proto::protocol;
 use trysail_sdk::{Ctx, Failure, Item, Message, Output, Severity};
 
 use crate::inbound_chain::{ChainKind, InboundPort};
@@ -180,7 +181,7 @@ fn plan(
             Ok(CaptureMode::Iptables) => false,
             Ok(CaptureMode::Default) | Err(_) => unintercepted,
         };
-        let protocol = parse_protocol(&declared.protocol);
+        let protocol = protocol::parse(&declared.protocol);
         let reference = sidecar.and_then(|(o, _)| o.r#ref.clone()).unwrap_or_default();
         let title = format!("Sidecar {}/{}", reference.namespace, reference.name);
         let field = format!("spec.ingress[{i}].port");
@@ -229,25 +230,6 @@ fn plan(
         ports.insert(declared.number, Planned { port: inbound, bind_to_port, own_tls });
     }
     Ok(ports.into_values().collect())
-}
-
-/// A protocol as written in a Sidecar; what is not known is detected.
-fn parse_protocol(text: &str) -> Protocol {
-    match text.to_ascii_lowercase().as_str() {
-        "tcp" => Protocol::Tcp,
-        "udp" => Protocol::Udp,
-        "grpc" => Protocol::Grpc,
-        "grpc-web" => Protocol::GrpcWeb,
-        "http" => Protocol::Http,
-        "http_proxy" => Protocol::HttpProxy,
-        "http2" => Protocol::Http2,
-        "https" => Protocol::Https,
-        "tls" => Protocol::Tls,
-        "mongo" => Protocol::Mongo,
-        "redis" => Protocol::Redis,
-        "mysql" => Protocol::Mysql,
-        _ => Protocol::Unsupported,
-    }
 }
 
 /// What all inbound listeners of a proxy have in common.

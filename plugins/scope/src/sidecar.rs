@@ -2,10 +2,11 @@
 //!
 //! An egress host that is not `namespace/dnsName` is left out with a diagnostic.
 
-use trysail_sdk::facts::{EgressListener, EgressListeners, Object, Protocol, SelectorSummary};
+use trysail_sdk::facts::{EgressListener, EgressListeners, Object, SelectorSummary};
 use trysail_sdk::prost::Message as _;
 use trysail_sdk::proto::istio::networking::v1alpha3::outbound_traffic_policy::Mode;
 use trysail_sdk::proto::istio::networking::v1alpha3::{IstioEgressListener, OutboundTrafficPolicy, Sidecar};
+use trysail_sdk::proto::protocol;
 use trysail_sdk::{Ctx, Failure, Output, Severity};
 
 use crate::client::Client;
@@ -78,25 +79,6 @@ pub fn outbound_policy(ctx: &Ctx) -> Result<Output, Failure> {
     Ok(Output::value(&OutboundTrafficPolicy { mode, ..Default::default() }))
 }
 
-/// A protocol by the name that users write; [`Protocol::Unsupported`] when unknown.
-pub fn protocol(name: &str) -> Protocol {
-    match name.to_ascii_lowercase().as_str() {
-        "tcp" => Protocol::Tcp,
-        "udp" => Protocol::Udp,
-        "grpc" => Protocol::Grpc,
-        "grpc-web" => Protocol::GrpcWeb,
-        "http" => Protocol::Http,
-        "http_proxy" => Protocol::HttpProxy,
-        "http2" => Protocol::Http2,
-        "https" => Protocol::Https,
-        "tls" => Protocol::Tls,
-        "mongo" => Protocol::Mongo,
-        "redis" => Protocol::Redis,
-        "mysql" => Protocol::Mysql,
-        _ => Protocol::Unsupported,
-    }
-}
-
 /// The applying Sidecar and its document, from the output of [`sidecar`].
 fn own_sidecar(ctx: &Ctx) -> Result<Option<(Object, Sidecar)>, Failure> {
     let Some(object) = ctx.derived::<Object>("scope", "sidecar", &[])? else { return Ok(None) };
@@ -145,7 +127,7 @@ fn egress_listener(index: usize, egress: &IstioEgressListener) -> EgressListener
         index: u32::try_from(index).unwrap_or(u32::MAX),
         has_port: egress.port.is_some(),
         port: port.number,
-        protocol: protocol(&port.protocol) as i32,
+        protocol: protocol::parse(&port.protocol) as i32,
         port_name: port.name,
         bind: egress.bind.clone(),
         capture_mode: egress.capture_mode,
