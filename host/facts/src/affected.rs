@@ -10,6 +10,7 @@ use std::sync::Arc;
 use trysail_model::{Affected, Query};
 
 use crate::config::destination_rule::covers;
+use crate::config::virtual_service::Root;
 use crate::endpoints::{View, selects_instance};
 use crate::gateways::may_be_gateway;
 use crate::inputs::Base;
@@ -56,6 +57,7 @@ pub fn by_objects(touched: &Touched, old: View<'_>, new: View<'_>) -> Vec<Affect
     network_gateways(touched, old.base, &mut named);
     objects(touched, old, new, &mut named);
     virtual_services(touched, old, new, &mut named);
+    gateway_virtual_services(touched, old, new, &mut named);
     destination_rules(touched, &mut named);
     named.into_list()
 }
@@ -82,9 +84,12 @@ pub fn by_base(old: &Base, new: &Base) -> Vec<Affected> {
     kinds(!same("default_service_export_to") || !same("service_entry_visibility"), &SERVICES);
     let roots = ["virtual-service-index", "virtual-service-index-namespaces"];
     kinds(!same("default_virtual_service_export_to"), &roots);
+    // Delegates that are not exported lead nowhere.
+    let of_gateways = ["gateway-virtual-services", "gateway-virtual-service-namespaces", "gateway-destinations"];
+    kinds(!same("default_virtual_service_export_to"), &of_gateways);
     kinds(!same("default_destination_rule_export_to"), &["destination-rules-matching"]);
     kinds(old.networks != new.networks, &WORKLOADS);
-    kinds(old.networks != new.networks, &["network-gateways"]);
+    kinds(old.networks != new.networks, &["network-gateways", "network-ranges"]);
     let (before, after) = (old.mesh.clone(), new.mesh.clone());
     named.wide.push(Affected::Matching(
         "mesh-config",
@@ -262,9 +267,7 @@ fn objects(touched: &Touched, old: View<'_>, new: View<'_>, named: &mut Named) {
 fn virtual_services(touched: &Touched, old: View<'_>, new: View<'_>, named: &mut Named) {
     let mut groups: BTreeSet<&str> = BTreeSet::new();
     for (before, after) in &touched.roots {
-        let line = |root: &Option<Arc<crate::config::virtual_service::Root>>| {
-            root.as_ref().map(|root| (root.order.clone(), root.summary.clone()))
-        };
+        let line = |root: &Option<Arc<Root>>| root.as_ref().map(|root| (root.order.clone(), root.summary.clone()));
         let rewritten = line(before) != line(after);
         for (one, other) in [(before, after), (after, before)] {
             let seen = one.iter().flat_map(|root| &root.visibility);
@@ -277,6 +280,31 @@ fn virtual_services(touched: &Touched, old: View<'_>, new: View<'_>, named: &mut
         let has = |view: View<'_>| has_group(&view.state.visible_roots, &[group]);
         if group != "*" && has(old) != has(new) {
             named.query("virtual-service-index-namespaces", &[]);
+        }
+    }
+}
+
+/// `gateway-virtual-services`, `gateway-virtual-service-namespaces`, `gateway-destinations`, `virtual-service-gateways`
+fn gateway_virtual_services(touched: &Touched, old: View<'_>, new: View<'_>, named: &mut Named) {
+    for (before, after) in &touched.roots {
+        let both = || before.iter().chain(after);
+        let viewers: BTreeSet<&str> = both().flat_map(|root| &root.visibility).map(String::as_str).collect();
+        let gateways: BTreeSet<&str> = both().flat_map(|root| root.own_gateways()).collect();
+        for gateway in gateways {
+            viewers.iter().for_each(|viewer| named.query("gateway-virtual-services", &[gateway, viewer]));
+            let seen_by = |root: &Option<Arc<Root>>| {
+                root.as_ref().filter(|root| root.gateways.contains(gateway)).map(|root| root.visibility.clone())
+            };
+            if seen_by(before) != seen_by(after) {
+                named.query("gateway-virtual-service-namespaces", &[gateway]);
+            }
+            let of_gateway = gateway.to_owned();
+            let accepts = move |query: &Query| query.arg(0) == of_gateway;
+            named.wide.push(Affected::Matching("gateway-destinations", Arc::new(accepts)));
+            let has = |view: View<'_>| has_group(&view.state.gateway_roots, &[gateway]);
+            if has(old) != has(new) {
+                named.query("virtual-service-gateways", &[]);
+            }
         }
     }
 }

@@ -15,6 +15,8 @@ use prost::Message;
 pub struct Networks {
     /// The network of all of this cluster's endpoints, by `fromRegistry`; empty when none says so.
     registry: String,
+    /// Address ranges as written, a single address as a range of its own.
+    written: Vec<IpNet>,
     /// Networks by address range, most general first and by name.
     ranges: Vec<(IpNet, String)>,
     /// Gateways with an address.
@@ -42,10 +44,14 @@ impl Networks {
             let mut from_registry = false;
             for endpoints in &network.endpoints {
                 match &endpoints.ne {
-                    Some(Ne::FromCidr(text)) => match text.parse::<IpNet>() {
-                        Ok(range) => networks.ranges.push((range.trunc(), name.clone())),
-                        Err(_) => networks.warnings.push(format!("network {name}: {text:?} is no address range")),
-                    },
+                    Some(Ne::FromCidr(text)) => {
+                        let alone = || text.parse::<std::net::IpAddr>().ok().map(IpNet::from);
+                        networks.written.extend(text.parse::<IpNet>().ok().or_else(alone));
+                        match text.parse::<IpNet>() {
+                            Ok(range) => networks.ranges.push((range.trunc(), name.clone())),
+                            Err(_) => networks.warnings.push(format!("network {name}: {text:?} is no address range")),
+                        }
+                    }
                     Some(Ne::FromRegistry(registry)) => from_registry |= registry == cluster,
                     None => {}
                 }
@@ -68,8 +74,14 @@ impl Networks {
                 }
             }
         }
+        networks.written.sort_by_key(|range| (range.addr(), range.prefix_len()));
         networks.ranges.sort_by_key(|(range, name)| (range.prefix_len(), name.clone()));
         networks
+    }
+
+    /// All address ranges as written, by address and length.
+    pub fn ranges(&self) -> Vec<String> {
+        self.written.iter().map(ToString::to_string).collect()
     }
 
     /// The network of an address, or the empty text.
@@ -98,6 +110,7 @@ mod tests {
         assert_eq!((networks.of("10.1.2.3"), networks.of("10.2.0.1"), networks.of("x")), ("n1", "", ""));
         assert_eq!(networks.gateways.len(), 1);
         assert!(networks.services.is_empty() && networks.warnings.is_empty());
+        assert_eq!(networks.ranges(), ["10.1.0.0/16"]);
         let here = Networks::new(&document, "other");
         assert_eq!(here.of("10.1.2.3"), "n2");
         assert_eq!(here.services[0].0, "gw.x.svc.cluster.local");

@@ -10,6 +10,7 @@ use trysail_model::{Answer, ObjectRef, Query};
 use trysail_proto::trysail::facts::v1 as facts;
 
 use crate::config::destination_rule::covers;
+use crate::config::virtual_service::Root;
 use crate::endpoints::View;
 use crate::gateways;
 use crate::labels;
@@ -61,11 +62,16 @@ pub const QUERIES: &[QueryDecl] = &[
     mesh("workload-at", 1),
     mesh("namespace", 1),
     mesh("network-gateways", 0),
+    mesh("network-ranges", 0),
     mesh("object", 2),
     mesh("selectors", 2),
     mesh("selector-namespaces", 1),
     mesh("virtual-service-index", 1),
     mesh("virtual-service-index-namespaces", 0),
+    mesh("gateway-virtual-services", 2),
+    mesh("gateway-virtual-service-namespaces", 1),
+    mesh("gateway-destinations", 2),
+    mesh("virtual-service-gateways", 0),
     mesh("destination-rules-matching", 1),
     about("proxy", 1, false, false),
     about("proxy-in-namespaces", 0, true, false),
@@ -109,6 +115,7 @@ impl View<'_> {
                 let (gateways, objects) = gateways::all(self.state, self.base);
                 present(wire::encode(&facts::NetworkGateways { gateways }), objects)
             }
+            "network-ranges" => present(strings(self.base.networks.ranges()), []),
             "object" => self.object(query.arg(0), query.arg(1)),
             "selectors" => self.selectors(query.arg(0), query.arg(1)),
             "selector-namespaces" => {
@@ -118,6 +125,19 @@ impl View<'_> {
                 joined(&self.state.visible_roots, &[query.arg(0)], |root| (&root.summary, root.references.clone()))
             }
             "virtual-service-index-namespaces" => present(strings(groups(&self.state.visible_roots, "", "*")), []),
+            "gateway-virtual-services" => self.gateway_virtual_services(query.arg(0), query.arg(1)),
+            "gateway-virtual-service-namespaces" => {
+                let named = self.gateway_roots(query.arg(0)).flat_map(|root| &root.visibility);
+                let namespaces: BTreeSet<&String> = named.filter(|viewer| *viewer != "*").collect();
+                present(strings(namespaces.into_iter().cloned().collect()), [])
+            }
+            "gateway-destinations" => {
+                let hosts = self.gateway_roots(query.arg(0)).flat_map(|root| root.leads_from(query.arg(1)));
+                let hosts: BTreeSet<&str> = hosts.collect();
+                let objects = self.gateway_roots(query.arg(0)).flat_map(|root| root.references.clone());
+                present(strings(hosts.into_iter().map(str::to_owned).collect()), objects)
+            }
+            "virtual-service-gateways" => present(strings(groups(&self.state.gateway_roots, "", "")), []),
             "destination-rules-matching" => self.destination_rules(query.arg(0)),
             _ => Answer::none(),
         }
@@ -226,6 +246,23 @@ impl View<'_> {
         for (key, config) in self.state.config_order.with_prefix(&in_namespace) {
             bytes.extend_from_slice(&config.summary);
             objects.push(ObjectRef::new(kind, namespace, last_part(key)));
+        }
+        present(bytes.into(), objects)
+    }
+
+    /// Root VirtualServices of a gateway, oldest first.
+    fn gateway_roots(&self, gateway: &str) -> impl Iterator<Item = &Arc<Root>> {
+        let of_gateway = prefix(&[gateway]);
+        let from = self.state.gateway_roots.from(&of_gateway);
+        from.take_while(move |(key, _)| key.starts_with(&of_gateway)).map(|(_, root)| root)
+    }
+
+    fn gateway_virtual_services(&self, gateway: &str, visibility: &str) -> Answer {
+        let mut bytes = Vec::new();
+        let mut objects = Vec::new();
+        for root in self.gateway_roots(gateway).filter(|root| root.visibility.iter().any(|v| v == visibility)) {
+            bytes.extend_from_slice(&root.summary);
+            objects.extend(root.references.iter().cloned());
         }
         present(bytes.into(), objects)
     }

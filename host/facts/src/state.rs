@@ -98,6 +98,8 @@ pub struct State {
     pub roots: Table<Arc<Root>>,
     /// visibility, order
     pub visible_roots: Table<Arc<Root>>,
+    /// gateway, order; none for `mesh`, which has all that name nothing else
+    pub gateway_roots: Table<Arc<Root>>,
     /// namespace, name
     pub rules: Table<Arc<Rule>>,
     /// host, order
@@ -453,11 +455,14 @@ impl State {
             if old == new {
                 continue;
             }
-            for (root, visibility) in old.iter().flat_map(|r| r.visibility.iter().map(move |v| (r, v))) {
-                self.visible_roots.remove(&key(&[visibility, &root.order]));
+            if let Some(root) = &old {
+                root.visibility.iter().for_each(|v| drop(self.visible_roots.remove(&key(&[v, &root.order]))));
+                root.own_gateways().for_each(|g| drop(self.gateway_roots.remove(&key(&[g, &root.order]))));
             }
-            for (root, visibility) in new.iter().flat_map(|r| r.visibility.iter().map(move |v| (r, v))) {
-                self.visible_roots.insert(key(&[visibility, &root.order]), root.clone());
+            if let Some(root) = &new {
+                let order = |group: &str| key(&[group, &root.order]);
+                root.visibility.iter().for_each(|v| drop(self.visible_roots.insert(order(v), root.clone())));
+                root.own_gateways().for_each(|g| drop(self.gateway_roots.insert(order(g), root.clone())));
             }
             touched.roots.push((old, new));
         }

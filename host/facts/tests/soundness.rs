@@ -124,7 +124,8 @@ fn body(kind: &str, d: Dice) -> Value {
                 http.push(json!({"delegate": {"name": x, "namespace": if d[4] & 2 == 2 { pick(&NAMESPACES, d[5]) } else { "" }}}));
             }
             let hosts: &[&str] = if d[6].is_multiple_of(3) { &[] } else { &["a"] };
-            json!({"metadata": metadata, "spec": {"hosts": hosts, "exportTo": pick(&EXPORTS[..4], d[7]), "http": http}})
+            let gateways: &[&str] = pick(&[&[], &["gw"], &["mesh", "n1/gw"], &["n1/gw", "n2/gw"]], d[5]);
+            json!({"metadata": metadata, "spec": {"hosts": hosts, "gateways": gateways, "exportTo": pick(&EXPORTS[..4], d[7]), "http": http}})
         }
         "DestinationRule" => {
             json!({"metadata": metadata, "spec": {"host": if d[3] & 1 == 1 { x } else { pick(&HOSTS, d[4]) }, "exportTo": pick(&EXPORTS[..4], d[5]),
@@ -238,10 +239,17 @@ fn live() -> Vec<Query> {
                 .map(|kind| Query::new(kind, [group])),
         );
     }
+    for gateway in ["n1/gw", "n2/gw"] {
+        queries.push(Query::new("gateway-virtual-service-namespaces", [gateway]));
+        for group in NAMESPACES.iter().copied().chain(["*"]) {
+            queries.push(Query::new("gateway-virtual-services", [gateway, group]));
+        }
+        queries.extend(["", "n1"].map(|source| Query::new("gateway-destinations", [gateway, source])));
+    }
     for address in ADDRESSES.iter().copied().chain(["ep.example.com"]) {
         queries.extend(["targets-at", "workload-at"].map(|kind| Query::new(kind, [address])));
     }
-    for kind in ["VirtualService", "DestinationRule", "Sidecar", "ServiceEntry", "WorkloadEntry"] {
+    for kind in ["VirtualService", "DestinationRule", "Sidecar", "Gateway", "ServiceEntry", "WorkloadEntry"] {
         queries.push(Query::new("selector-namespaces", [kind]));
         for namespace in NAMESPACES {
             queries.push(Query::new("selectors", [kind, namespace]));
@@ -250,8 +258,14 @@ fn live() -> Vec<Query> {
     }
     let none: [&str; 0] = [];
     queries.extend(
-        ["service-index-namespaces", "virtual-service-index-namespaces", "network-gateways"]
-            .map(|kind| Query::new(kind, none)),
+        [
+            "service-index-namespaces",
+            "virtual-service-index-namespaces",
+            "virtual-service-gateways",
+            "network-gateways",
+            "network-ranges",
+        ]
+        .map(|kind| Query::new(kind, none)),
     );
     queries.extend(["trust_domain", "connect_timeout"].map(|field| Query::new("mesh-config", [field])));
     queries.push(Query::new("features", ["PILOT_HTTP10"]));

@@ -146,6 +146,11 @@ impl<'a> Ctx<'a> {
         Ok(self.or_default::<facts::NetworkGateways>("network-gateways", &[])?.gateways)
     }
 
+    /// Address ranges of all networks, by address and length.
+    pub fn network_ranges(&self) -> Answer<Vec<String>> {
+        self.strings("network-ranges", &[])
+    }
+
     /// An object and its document.
     pub fn object<M: Message + Default>(&self, kind: &str, key: &str) -> Answer<Option<(facts::Object, M)>> {
         let Some(object) = self.message::<facts::Object>("object", &[kind, key])? else { return Ok(None) };
@@ -172,6 +177,32 @@ impl<'a> Ctx<'a> {
     /// Namespaces that have a `virtual_service_index` of their own.
     pub fn virtual_service_index_namespaces(&self) -> Answer<Vec<String>> {
         self.strings("virtual-service-index-namespaces", &[])
+    }
+
+    /// VirtualServices of a gateway (`namespace/name`) and a visibility, oldest first.
+    pub fn gateway_virtual_services(
+        &self,
+        gateway: &str,
+        visibility: &str,
+    ) -> Answer<Vec<facts::VirtualServiceSummary>> {
+        let found: facts::VirtualServiceSummaries =
+            self.or_default("gateway-virtual-services", &[gateway, visibility])?;
+        Ok(found.virtual_services)
+    }
+
+    /// Namespaces that have `gateway_virtual_services` of their own.
+    pub fn gateway_virtual_service_namespaces(&self, gateway: &str) -> Answer<Vec<String>> {
+        self.strings("gateway-virtual-service-namespaces", &[gateway])
+    }
+
+    /// Hosts that VirtualServices of a gateway lead to; with a source namespace those only that it is routed to.
+    pub fn gateway_destinations(&self, gateway: &str, source_namespace: &str) -> Answer<Vec<String>> {
+        self.strings("gateway-destinations", &[gateway, source_namespace])
+    }
+
+    /// Gateways that VirtualServices name, without `mesh`.
+    pub fn virtual_service_gateways(&self) -> Answer<Vec<String>> {
+        self.strings("virtual-service-gateways", &[])
     }
 
     /// DestinationRules that cover a host, oldest first.

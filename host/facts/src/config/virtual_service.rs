@@ -43,6 +43,10 @@ pub struct Root {
     pub references: Vec<ObjectRef>,
     /// Who sees it: `*` alone, or namespaces.
     pub visibility: Vec<String>,
+    /// The gateways it names, `mesh` if it names none.
+    pub gateways: BTreeSet<String>,
+    /// Hosts that it leads to, each with the namespaces that it is restricted to (none: not restricted).
+    pub destinations: Vec<(String, Vec<String>)>,
     /// Oldest first, then name and namespace.
     pub order: String,
     /// Its entry in `facts.v1.VirtualServiceSummaries`.
@@ -123,11 +127,28 @@ impl Virtual {
         wire::put_message(&mut summary, 1, &entry);
         let named = self.delegates.iter().map(|(namespace, name)| ObjectRef::new("VirtualService", namespace, name));
         Root {
+            gateways: entry.gateways.iter().cloned().collect(),
+            destinations: entry.destinations.into_iter().map(|to| (to.host, to.source_namespaces)).collect(),
             references: std::iter::once(self.reference.clone()).chain(named).collect(),
             visibility: crate::services::visibility(&self.exports, namespace),
             order: self.order.clone(),
             summary: summary.into(),
         }
+    }
+}
+
+impl Root {
+    /// The gateways that it names, but for `mesh`.
+    pub fn own_gateways(&self) -> impl Iterator<Item = &str> {
+        self.gateways.iter().map(String::as_str).filter(|gateway| *gateway != MESH_GATEWAY)
+    }
+
+    /// Hosts that routes lead the proxies of a namespace to. The empty namespace stands for any.
+    pub fn leads_from<'r>(&'r self, namespace: &'r str) -> impl Iterator<Item = &'r str> {
+        let open = move |sources: &[String]| {
+            namespace.is_empty() || sources.is_empty() || sources.iter().any(|source| source == namespace)
+        };
+        self.destinations.iter().filter(move |(_, sources)| open(sources)).map(|(host, _)| host.as_str())
     }
 }
 
