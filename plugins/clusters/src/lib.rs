@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! all ── outbound ── service KEY ──> clusters of one service: each port, and each subset of the rule
+//!     ├─ sni ── sni-service KEY     ──> the same without TLS, behind AUTO_PASSTHROUGH gateways
 //!     ├─ fixed                  ──> clusters that do not depend on any service
 //!     └─ inbound ── inbound-port ──> the cluster of one port of the proxy's own workload
 //! ```
 //!
 //! Functions:
-//! - `all`, `outbound`, `inbound`: plans.
+//! - `all`, `outbound`, `sni`, `inbound`: plans.
 //! - `service KEY [PORT,PORT..]`: outbound clusters of a service, of those ports only if they are named.
+//! - `sni-service KEY`: clusters of a service that clients' own TLS is passed on to.
 //! - `inbound-port PORT TARGET..`: the inbound cluster of a port of the workload, for the services that have it
 //!   (`KEY|SERVICE PORT|ITS NAME`).
 //! - `fixed`: `BlackHoleCluster`, `PassthroughCluster` and their like.
@@ -22,6 +24,7 @@ mod draft;
 mod dynamic;
 mod fixed;
 mod inbound;
+mod inference;
 mod outbound;
 mod pool;
 mod settings;
@@ -40,7 +43,9 @@ pub fn translate(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Outpu
     match function {
         "all" => all(ctx),
         "outbound" => outbound::plan(ctx),
-        "service" => outbound::service(ctx, args),
+        "service" => outbound::service(ctx, args, false),
+        "sni" => outbound::sni_plan(ctx),
+        "sni-service" => outbound::service(ctx, args, true),
         "inbound" => inbound::plan(ctx),
         "inbound-port" => inbound::port(ctx, args),
         "fixed" => fixed::fixed(ctx),
@@ -55,8 +60,10 @@ fn all(ctx: &Ctx<'_>) -> Result<Output, Failure> {
     let call = |function: &str| CallRef::new("clusters", function, [""; 0]);
     output.include(call("outbound"));
     output.include(call("fixed"));
-    if ctx.proxy("type").as_deref() == Some("sidecar") {
-        output.include(call("inbound"));
+    match ctx.proxy("type").as_deref() {
+        Some("sidecar") => output.include(call("inbound")),
+        Some("router") => output.include(call("sni")),
+        _ => {}
     }
     Ok(output)
 }

@@ -1,6 +1,7 @@
 //! Outbound clusters: one for each port of a service, and one for each subset of its rule.
 
 use std::cell::OnceCell;
+use std::collections::BTreeSet;
 
 use trysail_policy::traffic::simple;
 use trysail_policy::{Policy, Ports, is_inference_pool, name};
@@ -20,7 +21,7 @@ use trysail_sdk::{CallRef, Ctx, Failure, Item, Message, Output, Severity};
 use crate::draft::{self, Draft};
 use crate::settings::{ProxyTraits, Settings};
 use crate::tls::{self, Situation};
-use crate::{balance, dynamic, pool, wire};
+use crate::{balance, dynamic, inference, pool, wire};
 
 /// Field of a cluster that holds its inline endpoints.
 const LOAD_ASSIGNMENT: u32 = 33;
@@ -34,9 +35,13 @@ pub fn plan(ctx: &Ctx<'_>) -> Result<Output, Failure> {
     // A Sidecar may import some ports of a service only.
     let trims =
         ctx.derived::<facts::EgressListeners>("scope", "egress", &[])?.is_some_and(|egress| egress.from_sidecar);
+    let needed = needed_at_gateway(ctx)?;
     let mut output = Output::empty();
     for summary in scope.services.iter().filter(|summary| summary.resolution() != Resolution::Alias) {
         let key = format!("{}/{}", summary.namespace, summary.host);
+        if needed.as_ref().is_some_and(|hosts| !hosts.contains(&summary.host) && !hosts.contains(&key)) {
+            continue;
+        }
         let mut args = vec![key];
         if trims && ctx.service(&args[0])?.is_some_and(|service| service.ports.len() != summary.ports.len()) {
             args.push(summary.ports.iter().map(|port| port.port.to_string()).collect::<Vec<_>>().join(","));
@@ -46,8 +51,33 @@ pub fn plan(ctx: &Ctx<'_>) -> Result<Output, Failure> {
     Ok(output)
 }
 
-/// The function `service`.
-pub fn service(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
+/// Hosts, or `namespace/host`, that a gateway needs clusters for, if it is to have no others.
+fn needed_at_gateway(ctx: &Ctx<'_>) -> Result<Option<BTreeSet<String>>, Failure> {
+    let [filters] = ctx.flags(["PILOT_FILTER_GATEWAY_CLUSTER_CONFIG"])?;
+    if !filters || ctx.proxy("type").as_deref() != Some("router") {
+        return Ok(None);
+    }
+    let hosts: facts::Strings = ctx.derived("scope", "gateway-hosts", &[])?.unwrap_or_default();
+    Ok(Some(hosts.values.into_iter().collect()))
+}
+
+/// The function `sni`: clusters behind AUTO_PASSTHROUGH, of every service of the mesh in the proxy's scope.
+pub fn sni_plan(ctx: &Ctx<'_>) -> Result<Output, Failure> {
+    let mut output = Output::empty();
+    let merged: facts::MergedGateway = ctx.derived("scope", "merged-gateway", &[])?.unwrap_or_default();
+    if !merged.auto_passthrough {
+        return Ok(output);
+    }
+    let scope: facts::ServiceSummaries = ctx.derived("scope", "services", &["all"])?.unwrap_or_default();
+    for summary in scope.services.iter().filter(|summary| !summary.mesh_external) {
+        let key = format!("{}/{}", summary.namespace, summary.host);
+        output.include(CallRef::new("clusters", "sni-service", [key]).hooked("clusters"));
+    }
+    Ok(output)
+}
+
+/// The functions `service`, and `sni-service` of clusters that pass TLS of clients on as it comes.
+pub fn service(ctx: &Ctx<'_>, args: &[String], passes_on: bool) -> Result<Output, Failure> {
     let Some(key) = args.first() else { return Err(Failure::BadArguments("clusters/service needs a service".into())) };
     let only: Option<Vec<u32>> =
         args.get(1).map(|ports| ports.split(',').filter_map(|port| port.parse().ok()).collect());
@@ -59,6 +89,7 @@ pub fn service(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
     let subject = Subject {
         ctx,
         key,
+        passes_on,
         settings: Settings::ask(ctx)?,
         proxy: ProxyTraits::ask(ctx)?,
         service: &service,
@@ -67,7 +98,7 @@ pub fn service(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
         accounts: OnceCell::new(),
         mutual: OnceCell::new(),
     };
-    let tunnels = subject.tunnels()?;
+    let tunnels = if passes_on { Vec::new() } else { subject.tunnels()? };
     let n_ports = if is_inference_pool(&service) { 1 } else { service.ports.len() };
     for (i, port) in service.ports.iter().take(n_ports).enumerate() {
         let chosen = only.as_ref().is_none_or(|only| only.contains(&port.port));
@@ -150,6 +181,8 @@ pub fn lookup_family(settings: &Settings, families: Option<&str>) -> DnsLookupFa
 struct Subject<'s> {
     ctx: &'s Ctx<'s>,
     key: &'s str,
+    /// TLS of clients is passed on, so the clusters have none.
+    passes_on: bool,
     settings: Settings,
     proxy: ProxyTraits,
     service: &'s Service,
@@ -176,12 +209,12 @@ impl Subject<'_> {
             self.protocol(&mut draft, port);
             draft
         } else {
-            let Some(draft) = self.base(name::outbound(port.port, "", host), self.discovery(), port, "")? else {
+            let Some(draft) = self.base(self.name(port, ""), self.discovery(), port, "")? else {
                 return Ok(());
             };
             draft
         };
-        if !is_dynamic && self.has_session() {
+        if !is_dynamic && !self.passes_on && self.has_session() {
             override_draining(draft.cluster.common_lb_config.get_or_insert_with(CommonLbConfig::default));
         }
         // Hosts of a dynamic cluster have their own names in SNI.
@@ -193,6 +226,9 @@ impl Subject<'_> {
             draft.istio_metadata().fields.insert(key.to_owned(), wire::truth(true));
         }
         self.mark(&mut draft, None, &policy);
+        if is_inference_pool(self.service) && !self.passes_on && self.kind() == "router" {
+            inference::choose_by_picker(&mut draft.cluster);
+        }
         self.emit(draft, output);
         if is_dynamic {
             return Ok(());
@@ -216,8 +252,7 @@ impl Subject<'_> {
         let passthrough = simple(own.and_then(|own| own.load_balancer.as_ref())) == SimpleLb::Passthrough;
         let kind = if passthrough { DiscoveryType::OriginalDst } else { kind };
         let host = &self.service.host;
-        let Some(mut draft) = self.base(name::outbound(port.port, &subset.name, host), kind, port, &subset.name)?
-        else {
+        let Some(mut draft) = self.base(self.name(port, &subset.name), kind, port, &subset.name)? else {
             return Ok(());
         };
         let policy = policy.with_subset(own, port.port);
@@ -225,6 +260,12 @@ impl Subject<'_> {
         self.mark(&mut draft, Some(&subset.name), &policy);
         self.emit(draft, output);
         Ok(())
+    }
+
+    /// Name of the cluster of a port and subset.
+    fn name(&self, port: &Port, subset: &str) -> String {
+        let name = if self.passes_on { name::outbound_sni } else { name::outbound };
+        name(port.port, subset, &self.service.host)
     }
 
     /// How hosts are found.
@@ -320,6 +361,30 @@ impl Subject<'_> {
         balance::outlier_detection(settings, draft, self.service, policy.outlier_detection);
         balance::apply(settings, draft, self.service, port, policy.load_balancer, || self.kind() == "waypoint");
 
+        if !self.passes_on {
+            self.tls(draft, port, policy, sni, stated, output)?;
+        }
+        if draft.kind() == Some(DiscoveryType::OriginalDst) {
+            draft.cluster.lb_policy = LbPolicy::ClusterProvided.into();
+        }
+        draft.eds();
+        if settings.metadata_exchange {
+            draft.cluster.filters.push(wire::metadata_exchange(settings));
+        }
+        Ok(())
+    }
+
+    /// TLS towards the hosts, and the PROXY protocol around it.
+    fn tls(
+        &self,
+        draft: &mut Draft,
+        port: &Port,
+        policy: &Policy<'_>,
+        sni: &str,
+        stated: Option<&TrafficPolicy>,
+        output: &mut Output,
+    ) -> Result<(), Failure> {
+        let settings = &self.settings;
         let selective = self.rule.is_some_and(|rule| rule.spec.workload_selector.is_some());
         let at = Situation {
             settings,
@@ -338,13 +403,6 @@ impl Subject<'_> {
             output.diagnose(Severity::Error, object, "spec.trafficPolicy.tls", why);
         }
         tls::proxy_protocol(draft, policy.proxy_protocol);
-        if draft.kind() == Some(DiscoveryType::OriginalDst) {
-            draft.cluster.lb_policy = LbPolicy::ClusterProvided.into();
-        }
-        draft.eds();
-        if settings.metadata_exchange {
-            draft.cluster.filters.push(wire::metadata_exchange(settings));
-        }
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! Filter chains of outbound listeners: what they match, and when two of them would be the same to Envoy.
+//! Filter chains of outbound listeners and gateways: what they match, and when two of them would be the same to Envoy.
 
 use std::collections::BTreeSet;
 
@@ -7,6 +7,7 @@ use trysail_sdk::proto::envoy::config::core::v3::Metadata;
 use trysail_sdk::proto::envoy::config::listener::v3::{FilterChain, FilterChainMatch};
 
 use crate::net::{self, ANY_IPV4};
+use crate::parts::CHAIN_TRANSPORT_SOCKET;
 
 /// A chain before it is known whether it stays among the others.
 #[derive(Default)]
@@ -25,6 +26,8 @@ pub struct Chain {
     pub filters: Message,
     /// A filter needs the name of the ClientHello.
     pub reads_sni: bool,
+    /// Transport socket, if TLS ends here.
+    pub socket: Option<Message>,
 }
 
 /// What Envoy compares of two chains: transport, application protocols, names and networks.
@@ -84,6 +87,9 @@ impl Chain {
         };
         let mut message = Message::of(&head);
         message.parts.extend(self.filters.parts);
+        if let Some(socket) = self.socket {
+            message = message.field(CHAIN_TRANSPORT_SOCKET, socket);
+        }
         message.fields(&tail)
     }
 }

@@ -31,14 +31,15 @@ pub struct Headers {
 }
 
 impl Headers {
-    /// Asks for the effective options. Outbound, the `server` header has Envoy's own name; inbound it is Istio's.
-    pub fn of(ctx: &Ctx<'_>, inbound: bool) -> Result<Self, Failure> {
+    /// Asks for the effective options. Towards the proxy's own workload the `server` header has Envoy's own name; inbound
+    /// and at gateways (`for_others`) it is Istio's.
+    pub fn of(ctx: &Ctx<'_>, for_others: bool) -> Result<Self, Failure> {
         let options = ctx.proxy_config(&["proxy_headers"])?.proxy_headers.unwrap_or_default();
-        Ok(Self::from_options(options, inbound))
+        Ok(Self::from_options(options, for_others))
     }
 
-    fn from_options(options: proxy_config::ProxyHeaders, inbound: bool) -> Self {
-        let mut server_name = if inbound { "istio-envoy".to_owned() } else { String::new() };
+    fn from_options(options: proxy_config::ProxyHeaders, for_others: bool) -> Self {
+        let mut server_name = if for_others { "istio-envoy".to_owned() } else { String::new() };
         let mut server_transformation = hcm::ServerHeaderTransformation::Overwrite;
         if let Some(server) = options.server {
             if server.disabled == Some(true) {

@@ -7,15 +7,15 @@
 //!                       + http-tail(kind)              router filter, tracing, and everything that is no filter
 //! ```
 //!
-//! Kinds are `outbound`, `proxy` (the HTTP proxy port) and `inbound`. Nothing here warns or rejects.
+//! Kinds are `outbound`, `proxy` (the HTTP proxy port), `inbound` and `gateway`. Nothing here warns or rejects.
 
 use trysail_sdk::facts::Protocol;
 use trysail_sdk::prost::Name;
 use trysail_sdk::prost_types::{Any, Duration};
 use trysail_sdk::proto::any::pack;
 use trysail_sdk::proto::envoy::config::core::v3::{
-    self as core, ConfigSource, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, TypedExtensionConfig,
-    config_source, http_protocol_options, http1_protocol_options,
+    self as core, ConfigSource, Http1ProtocolOptions, Http2ProtocolOptions, Http3ProtocolOptions, HttpProtocolOptions,
+    TypedExtensionConfig, config_source, http1_protocol_options,
 };
 use trysail_sdk::proto::envoy::extensions::filters::http;
 use trysail_sdk::proto::envoy::extensions::filters::network::http_connection_manager::v3::{
@@ -23,14 +23,14 @@ use trysail_sdk::proto::envoy::extensions::filters::network::http_connection_man
 };
 use trysail_sdk::proto::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
 use trysail_sdk::proto::istio::envoy::config::filter::http::alpn::v2alpha1::{FilterConfig as Alpn, filter_config};
+use trysail_sdk::proto::istio::mesh::v1alpha1::ForwardClientCertDetails;
 use trysail_sdk::proto::istio::mesh::v1alpha1::mesh_config::proxy_path_normalization::NormalizationType;
-use trysail_sdk::proto::istio::mesh::v1alpha1::proxy_config::{ConnectionSettings, connection_settings};
 use trysail_sdk::proto::udpa::r#type::v1::TypedStruct;
 use trysail_sdk::{CallRef, Ctx, Failure, Item, Message, Output};
 
 use crate::headers::Headers;
 use crate::parts::{self, HCM_HTTP_FILTERS, HCM_ROUTE_CONFIG, HCM_TRACING, filter_of, list, object, own, text, truth};
-use crate::{access_log, dns, node};
+use crate::{access_log, connection, dns, node};
 
 /// Where an HTTP connection manager stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,8 @@ pub enum Kind {
     Proxy,
     /// In an inbound filter chain.
     Inbound,
+    /// In a listener of a gateway.
+    Gateway,
 }
 
 impl Kind {
@@ -50,6 +52,7 @@ impl Kind {
             Kind::Outbound => "outbound",
             Kind::Proxy => "proxy",
             Kind::Inbound => "inbound",
+            Kind::Gateway => "gateway",
         }
     }
 
@@ -58,13 +61,23 @@ impl Kind {
             Some("outbound") => Ok(Kind::Outbound),
             Some("proxy") => Ok(Kind::Proxy),
             Some("inbound") => Ok(Kind::Inbound),
+            Some("gateway") => Ok(Kind::Gateway),
             other => Err(Failure::BadArguments(format!("no kind of HTTP connection manager: {other:?}"))),
         }
     }
 
     /// The direction that plugins and tracing know.
     pub fn direction(self) -> &'static str {
-        if self == Kind::Inbound { "inbound" } else { "outbound" }
+        match self {
+            Kind::Outbound | Kind::Proxy => "outbound",
+            Kind::Inbound => "inbound",
+            Kind::Gateway => "gateway",
+        }
+    }
+
+    /// Do applications of this proxy's workload send the requests, and not strangers?
+    fn is_own_client(self) -> bool {
+        matches!(self, Kind::Outbound | Kind::Proxy)
     }
 }
 
@@ -94,6 +107,8 @@ pub struct Manager<'a> {
     pub service: &'a str,
     /// Port for plugins.
     pub port: u32,
+    /// HTTP/3, over QUIC.
+    pub http3: bool,
 }
 
 impl Manager<'_> {
@@ -103,6 +118,10 @@ impl Manager<'_> {
         let h2 = matches!(self.protocol, Protocol::Http2 | Protocol::Grpc | Protocol::GrpcWeb);
         if self.kind == Kind::Inbound && h2 {
             fields.http2_protocol_options = Some(Http2ProtocolOptions::default());
+        }
+        if self.http3 {
+            fields.set_codec_type(hcm::CodecType::Http3);
+            fields.http3_protocol_options = Some(Http3ProtocolOptions::default());
         }
         let mut message = match self.routes {
             Routes::Named(name) => {
@@ -151,7 +170,8 @@ pub fn head(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
     };
     // First of all, so that whatever rejects a request can tell who sent it.
     if exchange {
-        let in_mesh_only = kind == Kind::Outbound && Headers::of(ctx, false)?.exchange_in_mesh_only;
+        let in_mesh_only =
+            matches!(kind, Kind::Outbound | Kind::Gateway) && Headers::of(ctx, false)?.exchange_in_mesh_only;
         add(parts::METADATA_EXCHANGE, peer_metadata(kind, in_mesh_only, &additional_labels(ctx)?));
     }
     if grpc_web {
@@ -181,7 +201,7 @@ pub fn head(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
     if kind == Kind::Outbound && !dynamic_host.is_empty() {
         add(dns::FORWARD_PROXY, dns::forward_proxy(dns::cache_of_host(ctx, dynamic_host)?));
     }
-    if kind != Kind::Inbound && dns::unknown_hosts_are_resolved(ctx)? {
+    if kind.is_own_client() && dns::unknown_hosts_are_resolved(ctx)? {
         add(dns::FORWARD_PROXY, dns::forward_proxy(dns::cache_of_unknown_hosts(ctx)?));
     }
     let mut output = Output::empty();
@@ -243,9 +263,15 @@ fn alpn_overrides() -> Alpn {
 /// `listeners/http-tail` KIND: the router filter, tracing, and everything that is no filter.
 pub fn tail(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
     let kind = Kind::parse(args.first())?;
-    let headers = Headers::of(ctx, kind == Kind::Inbound)?;
-    let [continues, http10, remote_address] =
-        ctx.flags(["ENABLE_100_CONTINUE_HEADERS", "PILOT_HTTP10", "PILOT_SIDECAR_USE_REMOTE_ADDRESS"])?;
+    let headers = Headers::of(ctx, !kind.is_own_client())?;
+    let [continues, http10, remote_address, internal] = ctx.flags([
+        "ENABLE_100_CONTINUE_HEADERS",
+        "PILOT_HTTP10",
+        "PILOT_SIDECAR_USE_REMOTE_ADDRESS",
+        "ENABLE_HCM_INTERNAL_NETWORKS",
+    ])?;
+    // A gateway is where clients' addresses are known.
+    let remote_address = kind == Kind::Gateway || (kind == Kind::Outbound && remote_address);
     let http10 = http10 || ctx.proxy_metadata("HTTP10").as_deref() == Some("1");
     let mesh = ctx.mesh_config(&["path_normalization"])?;
 
@@ -255,7 +281,7 @@ pub fn tail(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
         generate_request_id: headers.generate_request_id,
         append_x_forwarded_port: headers.forwarded_port,
         proxy_100_continue: continues,
-        use_remote_address: Some(kind == Kind::Outbound && remote_address),
+        use_remote_address: Some(remote_address),
         upgrade_configs: vec![hcm::UpgradeConfig { upgrade_type: "websocket".into(), ..Default::default() }],
         stream_idle_timeout: Some(Duration::default()),
         path_with_escaped_slashes_action: hcm::PathWithEscapedSlashesAction::KeepUnchanged as i32,
@@ -275,9 +301,18 @@ pub fn tail(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
         manager.forward_client_cert_details = headers.forward_client_cert;
         manager.set_current_client_cert_details = Some(headers.client_cert_details);
     }
+    if internal || remote_address {
+        manager.internal_address_config = internal_addresses(ctx)?;
+    }
     normalize(&mut manager, mesh.path_normalization.map_or(0, |p| p.normalization));
-    if let Some(settings) = connection_settings(ctx)? {
-        apply(&mut manager, &settings);
+    let settings = if kind == Kind::Gateway {
+        gateway_topology(ctx, &mut manager)?;
+        connection::edge_settings(ctx)?
+    } else {
+        connection::settings(ctx)?
+    };
+    if let Some(settings) = settings {
+        connection::apply(&mut manager, &settings);
     }
 
     let router =
@@ -291,6 +326,37 @@ pub fn tail(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
     Ok(output)
 }
 
+/// Clients whose internal headers are believed, since Envoy believes nobody by default: those of the mesh's networks.
+fn internal_addresses(ctx: &Ctx<'_>) -> Result<Option<hcm::InternalAddressConfig>, Failure> {
+    let ranges = ctx.network_ranges()?;
+    let cidr_ranges: Vec<_> = ranges.iter().filter_map(|range| crate::net::cidr_range(range)).collect();
+    let config = hcm::InternalAddressConfig { cidr_ranges, ..Default::default() };
+    Ok((!config.cidr_ranges.is_empty()).then_some(config))
+}
+
+/// What stands in front of a gateway: how many proxies it trusts, and what becomes of certificates that they forward.
+fn gateway_topology(ctx: &Ctx<'_>, manager: &mut HttpConnectionManager) -> Result<(), Failure> {
+    let topology = ctx.proxy_config(&["gateway_topology"])?.gateway_topology.unwrap_or_default();
+    manager.xff_num_trusted_hops = topology.num_trusted_proxies;
+    let details = match ForwardClientCertDetails::try_from(topology.forward_client_cert_details) {
+        Ok(ForwardClientCertDetails::Undefined) | Err(_) => hcm::ForwardClientCertDetails::SanitizeSet as i32,
+        // Both enumerations have the same values in the same order; Istio's begins with "undefined".
+        Ok(details) => details as i32 - 1,
+    };
+    manager.forward_client_cert_details = details;
+    let adds = [hcm::ForwardClientCertDetails::AppendForward, hcm::ForwardClientCertDetails::SanitizeSet];
+    if adds.iter().any(|mode| *mode as i32 == details) {
+        manager.set_current_client_cert_details = Some(hcm::SetCurrentClientCertDetails {
+            subject: Some(true),
+            cert: true,
+            dns: true,
+            uri: true,
+            ..Default::default()
+        });
+    }
+    Ok(())
+}
+
 fn http1_options(kind: Kind, http10: bool, preserve_case: bool) -> Option<Http1ProtocolOptions> {
     use trysail_sdk::proto::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
     let header_key_format = preserve_case.then(|| http1_protocol_options::HeaderKeyFormat {
@@ -302,7 +368,8 @@ fn http1_options(kind: Kind, http10: bool, preserve_case: bool) -> Option<Http1P
         )),
     });
     let allow_absolute_url = (kind == Kind::Proxy).then_some(true);
-    (http10 || preserve_case || allow_absolute_url.is_some()).then(|| Http1ProtocolOptions {
+    let always = kind == Kind::Gateway;
+    (always || http10 || preserve_case || allow_absolute_url.is_some()).then(|| Http1ProtocolOptions {
         allow_absolute_url,
         accept_http_10: http10,
         header_key_format,
@@ -319,98 +386,9 @@ fn normalize(manager: &mut HttpConnectionManager, mode: i32) {
     }
 }
 
-/// The proxy's connection settings; those of the mesh if its own configuration has none.
-fn connection_settings(ctx: &Ctx<'_>) -> Result<Option<ConnectionSettings>, Failure> {
-    if let Some(own) = ctx.proxy_config(&["connection_settings"])?.connection_settings {
-        return Ok(Some(own));
-    }
-    Ok(ctx.mesh_config(&["default_config"])?.default_config.and_then(|c| c.connection_settings))
-}
-
-fn apply(manager: &mut HttpConnectionManager, settings: &ConnectionSettings) {
-    let s = settings;
-    if s.http_idle_timeout.is_some() || s.http_max_connection_duration.is_some() || s.http_max_stream_duration.is_some()
-    {
-        let options = manager.common_http_protocol_options.get_or_insert_default();
-        overwrite(&mut options.idle_timeout, s.http_idle_timeout);
-        overwrite(&mut options.max_connection_duration, s.http_max_connection_duration);
-        overwrite(&mut options.max_stream_duration, s.http_max_stream_duration);
-    }
-    overwrite(&mut manager.stream_idle_timeout, s.http_stream_idle_timeout);
-    overwrite(&mut manager.request_timeout, s.http_request_timeout);
-    overwrite(&mut manager.request_headers_timeout, s.http_request_headers_timeout);
-    overwrite(&mut manager.drain_timeout, s.http_drain_timeout);
-
-    let (streams, stream, connection) =
-        (s.http_max_concurrent_streams, s.http2_initial_stream_window_size, s.http2_initial_connection_window_size);
-    if streams.is_some() || stream.is_some() || connection.is_some() {
-        let options = manager.http2_protocol_options.get_or_insert_default();
-        // Negative values would become enormous ones.
-        let positive = |value: Option<i32>| value.and_then(|v| u32::try_from(v).ok());
-        overwrite(&mut options.max_concurrent_streams, positive(streams));
-        overwrite(&mut options.initial_stream_window_size, positive(stream));
-        overwrite(&mut options.initial_connection_window_size, positive(connection));
-    }
-
-    use connection_settings::{HeadersWithUnderscoresAction as Underscores, PathWithEscapedSlashesAction as Slashes};
-    use http_protocol_options::HeadersWithUnderscoresAction as Action;
-    let action = match Underscores::try_from(s.http_headers_with_underscores_action) {
-        Ok(Underscores::HeadersWithUnderscoresAllow) => Some(Action::Allow),
-        Ok(Underscores::HeadersWithUnderscoresRejectRequest) => Some(Action::RejectRequest),
-        Ok(Underscores::HeadersWithUnderscoresDropHeader) => Some(Action::DropHeader),
-        Ok(Underscores::HeadersWithUnderscoresUnspecified) | Err(_) => None,
-    };
-    if let Some(action) = action {
-        manager.common_http_protocol_options.get_or_insert_default().headers_with_underscores_action = action as i32;
-    }
-    if let Some(merge) = s.http_merge_slashes {
-        manager.merge_slashes = merge;
-    }
-    let slashes = match Slashes::try_from(s.http_path_with_escaped_slashes_action) {
-        Ok(Slashes::KeepUnchanged) => Some(hcm::PathWithEscapedSlashesAction::KeepUnchanged),
-        Ok(Slashes::RejectRequest) => Some(hcm::PathWithEscapedSlashesAction::RejectRequest),
-        Ok(Slashes::UnescapeAndRedirect) => Some(hcm::PathWithEscapedSlashesAction::UnescapeAndRedirect),
-        Ok(Slashes::UnescapeAndForward) => Some(hcm::PathWithEscapedSlashesAction::UnescapeAndForward),
-        Ok(Slashes::PathWithEscapedSlashesUnspecified) | Err(_) => None,
-    };
-    if let Some(slashes) = slashes {
-        manager.path_with_escaped_slashes_action = slashes as i32;
-    }
-}
-
-fn overwrite<T: Copy>(target: &mut Option<T>, value: Option<T>) {
-    if value.is_some() {
-        *target = value;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn settings_of_connections_override_and_ignore_negative_values() {
-        let mut manager =
-            HttpConnectionManager { stream_idle_timeout: Some(Duration::default()), ..Default::default() };
-        let settings = ConnectionSettings {
-            http_stream_idle_timeout: Some(parts::seconds(7)),
-            http_max_concurrent_streams: Some(-1),
-            http2_initial_stream_window_size: Some(65536),
-            http_headers_with_underscores_action: 3,
-            http_merge_slashes: Some(true),
-            ..Default::default()
-        };
-        apply(&mut manager, &settings);
-        assert_eq!(manager.stream_idle_timeout, Some(parts::seconds(7)));
-        let h2 = manager.http2_protocol_options.expect("set");
-        assert_eq!((h2.max_concurrent_streams, h2.initial_stream_window_size), (None, Some(65536)));
-        let common = manager.common_http_protocol_options.expect("set");
-        assert_eq!(
-            common.headers_with_underscores_action,
-            http_protocol_options::HeadersWithUnderscoresAction::DropHeader as i32
-        );
-        assert!(manager.merge_slashes);
-    }
 
     #[test]
     fn paths_are_normalized_unless_that_is_off() {

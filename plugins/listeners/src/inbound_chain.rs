@@ -191,7 +191,7 @@ fn append(ctx: &Ctx<'_>, port: &InboundPort, output: &mut Output) -> Result<(), 
         chain = match (row.security, own_tls) {
             (Security::None, _) => chain,
             (Security::OwnTls, Some(settings)) => {
-                let socket = parts::tls_socket(&tls::ingress(ctx, settings)?);
+                let socket = parts::tls_socket(&tls::server(ctx, settings, tls::Inside::Http)?);
                 chain.field(CHAIN_TRANSPORT_SOCKET, Message::of(&socket))
             }
             _ => chain.hole(CHAIN_TRANSPORT_SOCKET, own("mtls-socket", [if row.http { "http" } else { "tcp" }])),
@@ -239,6 +239,7 @@ pub fn http(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
         dynamic_host: "",
         service: &port.service,
         port: port.port,
+        http3: false,
     };
     let mut output = Output::empty();
     output.item(Item::new("http", manager.filter()));

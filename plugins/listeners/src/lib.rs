@@ -1,4 +1,4 @@
-//! The stage that makes listeners (LDS) of sidecars.
+//! The stage that makes listeners (LDS) of sidecars and gateways.
 //!
 //! It holds the plan of outbound and inbound listeners, their filter chains, and the filters that every chain has. It
 //! deliberately knows nothing of routes (they are named, or a hole), of clusters beyond their names, and of policies
@@ -10,6 +10,7 @@
 //!      ├─ http-proxy
 //!      ├─ virtual-outbound ── unknown-destination
 //!      ├─ connect-originate
+//!      ├─ gateway (plan) ─── gateway-listener ─── chains of servers
 //!      └─ inbound (plan) ─┬─ inbound-passthrough
 //!                         └─ inbound-chains ─┬─ metadata-exchange, hooks, mtls-socket
 //!                                            ├─ inbound-http ── routes/inbound
@@ -21,7 +22,10 @@
 
 mod access_log;
 mod chain;
+mod connection;
 mod dns;
+mod gateway;
+mod gateway_chain;
 mod headers;
 mod http;
 mod inbound;
@@ -35,6 +39,8 @@ mod node;
 mod outbound;
 mod parts;
 mod plan;
+mod routed;
+mod secrets;
 mod stats;
 mod tcp;
 #[cfg(test)]
@@ -61,6 +67,13 @@ pub fn translate(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Outpu
         "inbound-passthrough" => inbound_chain::passthrough(ctx, args),
         "inbound-http" => inbound_chain::http(ctx, args),
         "inbound-tcp" => inbound_chain::tcp(ctx, args),
+        "gateway" => gateway::plan(ctx),
+        "gateway-listener" => gateway::listener(ctx, args),
+        "gateway-https-chain" => gateway_chain::https(ctx, args),
+        "gateway-tcp-chain" => gateway_chain::tcp(ctx, args),
+        "gateway-tls-chain" => gateway_chain::passed_on(ctx, args),
+        "gateway-sni-chains" => gateway_chain::all_services(ctx, args),
+        "sni-chains" => gateway_chain::one_service(ctx, args),
         "connect-originate" => tunnel::originate(ctx),
         "metadata-exchange" => network::metadata_exchange_call(ctx),
         "mtls-socket" => tls::mtls_socket(ctx, args),
@@ -72,13 +85,17 @@ pub fn translate(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Outpu
     }
 }
 
-/// `listeners/all`: the root of LDS. The order is istiod's: of two listeners on one address the first one stays. Proxies
-/// that are no sidecars have none yet, nor has any sidecar of a mesh without a port for redirected connections.
+/// `listeners/all`: the root of LDS. The order is istiod's: of two listeners on one address the first one stays. Waypoints
+/// have none yet, nor has any sidecar of a mesh without a port for redirected connections.
 fn all(ctx: &Ctx<'_>) -> Result<Output, Failure> {
     let mut output = Output::empty();
-    if ctx.proxy("type").is_some_and(|kind| kind != "sidecar")
-        || ctx.mesh_config(&["proxy_listen_port"])?.proxy_listen_port <= 0
-    {
+    let kind = ctx.proxy("type");
+    if kind.as_deref() == Some("router") {
+        output.include(parts::own("gateway", [""; 0]));
+        output.include(parts::own("connect-originate", ["connect_originate"]).hooked("listener"));
+        return Ok(output);
+    }
+    if kind.is_some_and(|kind| kind != "sidecar") || ctx.mesh_config(&["proxy_listen_port"])?.proxy_listen_port <= 0 {
         return Ok(output);
     }
     output.include(parts::own("outbound", [""; 0]));

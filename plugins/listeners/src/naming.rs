@@ -7,6 +7,11 @@ pub fn outbound_cluster(port: u32, subset: &str, host: &str) -> String {
     format!("outbound|{port}|{subset}|{host}")
 }
 
+/// The same in the form that is valid in SNI, of clusters behind AUTO_PASSTHROUGH.
+pub fn sni_cluster(port: u32, subset: &str, host: &str) -> String {
+    format!("outbound_.{port}_.{subset}_.{host}")
+}
+
 /// Name of an inbound cluster.
 pub fn inbound_cluster(port: u32) -> String {
     format!("inbound|{port}||")

@@ -188,8 +188,10 @@ pub fn terminal(
     })
 }
 
-/// The filters of an outbound TCP chain, as fields of the chain.
-pub struct Outbound<'a> {
+/// The filters that end a TCP chain towards services, as fields of the chain.
+pub struct Terminal<'a> {
+    /// `outbound` or `gateway`, for plugins and metrics.
+    pub direction: &'static str,
     /// Service key for plugins.
     pub service: &'a str,
     /// Protocol of the listener's port.
@@ -200,7 +202,7 @@ pub struct Outbound<'a> {
     pub dynamic_host: &'a str,
 }
 
-impl Outbound<'_> {
+impl Terminal<'_> {
     /// Appends the filters to a chain.
     pub fn append(
         &self,
@@ -209,12 +211,12 @@ impl Outbound<'_> {
         proxy: &TcpProxy,
         first_cluster: &str,
     ) -> Result<Message, Failure> {
-        let mut chain = chain.hole(CHAIN_FILTERS, parts::stats("outbound"));
+        let mut chain = chain.hole(CHAIN_FILTERS, parts::stats(self.direction));
         if !self.dynamic_host.is_empty() {
             let config = dns::sni_forward_proxy(dns::cache_of_host(ctx, self.dynamic_host)?, self.port);
             chain = chain.field(CHAIN_FILTERS, network_filter(dns::SNI_FORWARD_PROXY, &config));
         }
-        chain = chain.hole(CHAIN_FILTERS, parts::network_filter_hook("outbound", self.service, self.port));
+        chain = chain.hole(CHAIN_FILTERS, parts::network_filter_hook(self.direction, self.service, self.port));
         for filter in terminal(ctx, self.protocol, proxy, first_cluster)? {
             chain = chain.field(CHAIN_FILTERS, filter);
         }

@@ -152,6 +152,7 @@ fn http_chain(ctx: &Ctx<'_>, part: &HttpPart, bind: &str, port: u32) -> Result<C
         dynamic_host: &part.dynamic_host,
         service: &part.service,
         port,
+        http3: false,
     };
     let filters = Message::default()
         .hole(CHAIN_FILTERS, parts::network_filter_hook("outbound", &part.service, port))
@@ -253,6 +254,7 @@ pub fn http_proxy(ctx: &Ctx<'_>) -> Result<Output, Failure> {
         dynamic_host: "",
         service: "",
         port,
+        http3: false,
     };
     let chain = Chain {
         filters: Message::default()

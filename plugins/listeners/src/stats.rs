@@ -10,7 +10,7 @@ use trysail_sdk::{Ctx, Failure, Item, Output};
 
 use crate::parts::filter_of;
 
-/// `listeners/stats` `inbound` or `outbound`: the filters, good for HTTP and for TCP.
+/// `listeners/stats` `inbound`, `outbound` or `gateway`: the filters, good for HTTP and for TCP.
 pub fn translate(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
     let mut output = Output::empty();
     let mesh = ctx.mesh_config(&["default_providers", "extension_providers"])?;
@@ -22,9 +22,9 @@ pub fn translate(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
         if !matches!(declared.and_then(|p| p.provider.as_ref()), Some(Provider::Prometheus(_))) {
             continue;
         }
-        // Inbound, a host header that names no service is not believed.
+        // Of strangers a host header that names no service is not believed.
         let config = PluginConfig {
-            disable_host_header_fallback: args.first().is_some_and(|a| a == "inbound"),
+            disable_host_header_fallback: args.first().is_some_and(|a| a != "outbound"),
             ..Default::default()
         };
         output.item(Item::new(name, filter_of("istio.stats", &pack(&config))));

@@ -6,14 +6,14 @@
 
 use trysail_sdk::facts::{self, Protocol, VirtualServiceSummaries, VirtualServiceSummary};
 use trysail_sdk::hosts;
-use trysail_sdk::prost::Message as _;
 use trysail_sdk::proto::istio::networking::v1alpha3::{
-    DestinationRule, L4MatchAttributes, RouteDestination, TlsMatchAttributes, VirtualService,
+    L4MatchAttributes, RouteDestination, TlsMatchAttributes, VirtualService,
 };
 use trysail_sdk::{Ctx, Failure, Message, Output, Severity};
 
 use crate::chain::Chain;
-use crate::network::{self, Outbound, Target};
+use crate::network::{self, Target};
+use crate::routed::{self, Router};
 use crate::{naming, parts};
 
 /// What a listener takes up of a service: part of a listener's arguments.
@@ -322,95 +322,28 @@ impl Builder<'_> {
             stat_prefix =
                 naming::stat_prefix(self.stat_pattern, &service, self.part.host(), "", self.part.default_port, "");
         }
-        let rule = self.rule(&self.part.service)?;
+        let rule = routed::rule(self.ctx, &self.part.service)?;
         let mut proxy = network::proxy_to(self.ctx, &stat_prefix, &Target::Cluster(cluster.clone()))?;
         network::apply_rule(&mut proxy, rule.as_ref(), "");
         let dynamic_host = if self.part.dynamic { self.part.host() } else { "" };
-        self.outbound(dynamic_host).append(self.ctx, Message::default(), &proxy, &cluster)
+        self.router().terminal(dynamic_host).append(self.ctx, Message::default(), &proxy, &cluster)
     }
 
     /// Filters of a chain that a VirtualService made.
     fn routed(&self, routes: &[RouteDestination], rules: &Rules) -> Result<Message, Failure> {
-        let mut clusters = Vec::new();
-        let mut first: Option<(facts::Service, String)> = None;
-        for (i, route) in routes.iter().enumerate() {
-            let destination = route.destination.clone().unwrap_or_default();
-            let host = self.qualified(&destination.host, rules.namespace());
-            let service = self.service_of(&host)?;
-            if i == 0 {
-                first = service.clone();
-            }
-            let named = destination.port.as_ref().map(|p| p.number);
-            let name = naming::destination_cluster(
-                &host,
-                &destination.subset,
-                named,
-                service.as_ref().map(|s| &s.0),
-                self.port,
-            );
-            clusters.push((name, u32::try_from(route.weight).unwrap_or(0), host, destination.subset));
+        self.router().filters(Message::default(), routes, (rules.namespace(), rules.name()))
+    }
+
+    fn router(&self) -> Router<'_> {
+        Router {
+            ctx: self.ctx,
+            direction: "outbound",
+            port: self.port,
+            port_name: &self.part.port_name,
+            protocol: self.part.protocol,
+            service: &self.part.service,
+            stat_pattern: self.stat_pattern,
         }
-        let rule = match &first {
-            Some((_, key)) => self.rule(key)?,
-            None => None,
-        };
-        let (proxy, first_cluster) = if let [(name, _, host, subset)] = clusters.as_slice() {
-            let mut stat_prefix = name.clone();
-            if !self.stat_pattern.is_empty()
-                && let Some((service, _)) = &first
-            {
-                stat_prefix =
-                    naming::stat_prefix(self.stat_pattern, service, host, subset, self.port, &self.part.port_name);
-            }
-            let mut proxy = network::proxy_to(self.ctx, &stat_prefix, &Target::Cluster(name.clone()))?;
-            network::apply_rule(&mut proxy, rule.as_ref(), subset);
-            (proxy, name.clone())
-        } else {
-            let weighted: Vec<(String, u32)> =
-                clusters.into_iter().filter(|c| c.1 > 0).map(|(name, weight, ..)| (name, weight)).collect();
-            let stat_prefix = format!("{}.{}", rules.name(), rules.namespace());
-            let first_cluster = weighted.first().map(|c| c.0.clone()).unwrap_or_default();
-            let mut proxy = network::proxy_to(self.ctx, &stat_prefix, &Target::Weighted(weighted))?;
-            // Settings of the listener cannot differ by cluster, so those of subsets do not count.
-            network::apply_rule(&mut proxy, rule.as_ref(), "");
-            (proxy, first_cluster)
-        };
-        self.outbound("").append(self.ctx, Message::default(), &proxy, &first_cluster)
-    }
-
-    fn outbound<'b>(&'b self, dynamic_host: &'b str) -> Outbound<'b> {
-        Outbound { service: &self.part.service, protocol: self.part.protocol, port: self.port, dynamic_host }
-    }
-
-    fn qualified(&self, host: &str, namespace: &str) -> String {
-        if host.contains('.') || hosts::is_wildcard(host) || host.is_empty() {
-            return host.to_owned();
-        }
-        hosts::qualify(host, namespace, &self.ctx.setting("domain"))
-    }
-
-    /// The service that a host means to the proxy, with its key.
-    fn service_of(&self, host: &str) -> Result<Option<(facts::Service, String)>, Failure> {
-        let key = if host == self.part.host() {
-            self.part.service.clone()
-        } else {
-            let keys: Option<facts::Strings> = self.ctx.derived("scope", "service-key", &[host])?;
-            match keys.and_then(|k| k.values.into_iter().next()) {
-                Some(key) => key,
-                None => return Ok(None),
-            }
-        };
-        Ok(self.ctx.service(&key)?.map(|service| (service, key)))
-    }
-
-    /// The effective DestinationRule of a service.
-    fn rule(&self, key: &str) -> Result<Option<DestinationRule>, Failure> {
-        let Some(object) = self.ctx.derived::<facts::Object>("scope", "destination-rule", &[key])? else {
-            return Ok(None);
-        };
-        DestinationRule::decode(object.spec.as_slice())
-            .map(Some)
-            .map_err(|e| Failure::BadAnswer(format!("scope/destination-rule({key}): {e}")))
     }
 }
 

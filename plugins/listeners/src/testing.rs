@@ -42,7 +42,7 @@ impl Host for Answers {
         if query == "mesh-config" {
             return self.0.get(&("mesh-config".to_owned(), Vec::new())).cloned();
         }
-        if query == "derived" && args[0] == "listeners" {
+        if matches!(query, "derived" | "derived-exists") && args[0] == "listeners" {
             let args: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
             let ctx = Ctx::new(self);
             let output = crate::translate(&ctx, &args[1], &args[2..]).expect("a call of this stage");

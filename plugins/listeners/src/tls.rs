@@ -1,12 +1,9 @@
-//! TLS of inbound filter chains: mTLS with the workload's certificate, and the TLS settings of Sidecar ingress listeners.
+//! TLS that ends at the proxy: mTLS of inbound chains with the workload's certificate, and the TLS settings of Sidecar
+//! ingress listeners and of gateways' servers.
 //!
-//! Nothing here warns or rejects; unknown cipher suites of a Sidecar are left out.
+//! Nothing here warns or rejects; unknown cipher suites are left out.
 
-use trysail_sdk::prost_types::Duration;
-use trysail_sdk::proto::envoy::config::core::v3::{
-    self as core, AggregatedConfigSource, ApiConfigSource, ConfigSource, DataSource, GrpcService, api_config_source,
-    config_source, data_source, grpc_service,
-};
+use trysail_sdk::proto::envoy::config::core::v3::{DataSource, data_source};
 use trysail_sdk::proto::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, TlsParameters,
     certificate_validation_context, common_tls_context, tls_parameters,
@@ -16,7 +13,7 @@ use trysail_sdk::proto::istio::mesh::v1alpha1::{MeshConfig, mesh_config};
 use trysail_sdk::proto::istio::networking::v1alpha3::{ServerTlsSettings, server_tls_settings};
 use trysail_sdk::{Ctx, Failure, Item, Message, Output};
 
-use crate::{node, parts};
+use crate::{node, parts, secrets};
 
 const TCP_ALPN: [&str; 3] = ["istio-peer-exchange", "h2", "http/1.1"];
 const HTTP_ALPN: [&str; 2] = ["h2", "http/1.1"];
@@ -39,7 +36,7 @@ const FIPS_CIPHERS: [&str; 4] = [
     "ECDHE-RSA-AES256-GCM-SHA384",
 ];
 
-/// Cipher suites that a Sidecar may name.
+/// Cipher suites that settings may name.
 const KNOWN_CIPHERS: [&str; 16] = [
     "ALL",
     "ECDHE-ECDSA-AES128-GCM-SHA256",
@@ -97,13 +94,30 @@ pub fn mtls_socket(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
     Ok(output)
 }
 
-/// The context of a Sidecar ingress listener with TLS settings of its own.
-pub fn ingress(ctx: &Ctx<'_>, settings: &ServerTlsSettings) -> Result<DownstreamTlsContext, Failure> {
+/// What runs inside of TLS that ends here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inside {
+    /// HTTP/1.1 and HTTP/2.
+    Http,
+    /// HTTP/3: TLS is a part of QUIC.
+    Http3,
+    /// Whatever a gateway passes on as TCP.
+    Tcp,
+}
+
+/// The context of a listener with TLS settings of its own: a Sidecar's ingress listener, or a gateway's server.
+pub fn server(ctx: &Ctx<'_>, settings: &ServerTlsSettings, inside: Inside) -> Result<DownstreamTlsContext, Failure> {
     use server_tls_settings::TlSmode;
     let mode = TlSmode::try_from(settings.mode).unwrap_or(TlSmode::Passthrough);
-    let required = matches!(mode, TlSmode::Mutual | TlSmode::IstioMutual);
+    // Envoy cannot ask for certificates over QUIC.
+    let required = matches!(mode, TlSmode::Mutual | TlSmode::IstioMutual) && inside != Inside::Http3;
     let validates = required || mode == TlSmode::OptionalMutual;
-    let mut common = CommonTlsContext { alpn_protocols: owned(&HTTP_ALPN), ..Default::default() };
+    let alpn = match inside {
+        Inside::Http3 => owned(&["h3"]),
+        Inside::Tcp if mode == TlSmode::IstioMutual && !ctx.flags(["PILOT_DISABLE_MX_ALPN"])?[0] => owned(&TCP_ALPN),
+        Inside::Tcp | Inside::Http => owned(&HTTP_ALPN),
+    };
+    let mut common = CommonTlsContext { alpn_protocols: alpn, ..Default::default() };
     let exact: Vec<StringMatcher> = settings.subject_alt_names.iter().map(|san| exact_match(san)).collect();
 
     if mode == TlSmode::IstioMutual {
@@ -116,7 +130,7 @@ pub fn ingress(ctx: &Ctx<'_>, settings: &ServerTlsSettings) -> Result<Downstream
         };
         files.apply(&mut common, exact, validates, settings);
     } else if !settings.credential_name.is_empty() || !settings.credential_names.is_empty() {
-        credentials(&mut common, settings, mode, exact);
+        credentials(ctx, &mut common, settings, mode, exact)?;
     } else {
         let files = Files {
             chain: settings.server_certificate.clone(),
@@ -155,8 +169,12 @@ fn parameters(common: &mut CommonTlsContext, defaults: Option<mesh_config::TlsCo
     if settings.max_protocol_version != 0 {
         params.tls_maximum_protocol_version = settings.max_protocol_version;
     }
-    let own: Vec<String> =
-        settings.cipher_suites.iter().filter(|c| KNOWN_CIPHERS.contains(&c.as_str())).cloned().collect();
+    let mut own: Vec<String> = Vec::new();
+    for cipher in &settings.cipher_suites {
+        if KNOWN_CIPHERS.contains(&cipher.as_str()) && !own.contains(cipher) {
+            own.push(cipher.clone());
+        }
+    }
     if !own.is_empty() {
         params.cipher_suites = own;
     }
@@ -167,18 +185,21 @@ fn parameters(common: &mut CommonTlsContext, defaults: Option<mesh_config::TlsCo
 
 /// Certificates by the names of secrets, which istiod serves.
 fn credentials(
+    ctx: &Ctx<'_>,
     common: &mut CommonTlsContext,
     settings: &ServerTlsSettings,
     mode: server_tls_settings::TlSmode,
     exact: Vec<StringMatcher>,
-) {
+) -> Result<(), Failure> {
     use server_tls_settings::TlSmode;
     let names: Vec<&String> = if settings.credential_names.is_empty() {
         vec![&settings.credential_name]
     } else {
         settings.credential_names.iter().collect()
     };
-    common.tls_certificate_sds_secret_configs = names.iter().map(|name| served_secret(name)).collect();
+    for name in &names {
+        common.tls_certificate_sds_secret_configs.push(secrets::served(ctx, name)?.unwrap_or_default());
+    }
     let ca = if settings.ca_cert_credential_name.is_empty() {
         names.first().map(|name| format!("{name}-cacert")).unwrap_or_default()
     } else {
@@ -190,11 +211,12 @@ fn credentials(
             verify_certificate_hash: settings.verify_certificate_hash.clone(),
             ..validation(exact, settings.insecure_skip_verify)
         };
-        common.validation_context_type = Some(combined(context, served_secret(&ca)));
+        common.validation_context_type = Some(combined(context, secrets::served(ctx, &ca)?));
     } else if !exact.is_empty() {
         common.validation_context_type =
             Some(common_tls_context::ValidationContextType::ValidationContext(validation(exact, None)));
     }
+    Ok(())
 }
 
 /// Certificates by the paths of files, or the workload's own where no path is given.
@@ -233,62 +255,16 @@ impl Files {
                     ..Default::default()
                 });
             }
-            common.validation_context_type = Some(combined(context, self.secret(root, "ROOTCA")));
+            common.validation_context_type = Some(combined(context, Some(self.secret(root, "ROOTCA"))));
         }
     }
 
     fn secret(&self, file: String, fallback: &str) -> SdsSecretConfig {
         match (file.is_empty(), self.server) {
-            (true, _) => agent_secret(fallback, "sds-grpc", true),
-            (false, true) => agent_secret(&file, "sds-files-grpc", false),
-            (false, false) => agent_secret(&file, "sds-grpc", false),
+            (true, _) => secrets::own(fallback),
+            (false, true) => secrets::from(secrets::AGENT_FILES, &file),
+            (false, false) => secrets::from(secrets::AGENT, &file),
         }
-    }
-}
-
-/// A secret from the agent. Envoy waits without a limit for the workload's own certificate and roots only.
-fn agent_secret(name: &str, cluster: &str, wait: bool) -> SdsSecretConfig {
-    let source = ApiConfigSource {
-        api_type: api_config_source::ApiType::Grpc as i32,
-        transport_api_version: core::ApiVersion::V3 as i32,
-        set_node_on_first_message_only: true,
-        grpc_services: vec![GrpcService {
-            target_specifier: Some(grpc_service::TargetSpecifier::EnvoyGrpc(grpc_service::EnvoyGrpc {
-                cluster_name: cluster.into(),
-                ..Default::default()
-            })),
-            ..Default::default()
-        }],
-        ..Default::default()
-    };
-    SdsSecretConfig {
-        name: name.into(),
-        sds_config: Some(ConfigSource {
-            initial_fetch_timeout: wait.then(Duration::default),
-            resource_api_version: core::ApiVersion::V3 as i32,
-            config_source_specifier: Some(config_source::ConfigSourceSpecifier::ApiConfigSource(source)),
-            ..Default::default()
-        }),
-    }
-}
-
-/// A secret that istiod serves. It may not exist, so Envoy does not wait for it forever.
-fn served_secret(name: &str) -> SdsSecretConfig {
-    match name {
-        "builtin://" => return agent_secret("default", "sds-grpc", true),
-        "builtin://-cacert" => return agent_secret("ROOTCA", "sds-grpc", true),
-        _ => {}
-    }
-    let name = name.strip_prefix("sds://").unwrap_or(name);
-    let known = ["kubernetes://", "kubernetes-gateway://", "configmap://", "builtin://", "invalid://"];
-    let name = if known.iter().any(|p| name.starts_with(p)) { name.to_owned() } else { format!("kubernetes://{name}") };
-    SdsSecretConfig {
-        name,
-        sds_config: Some(ConfigSource {
-            resource_api_version: core::ApiVersion::V3 as i32,
-            config_source_specifier: Some(config_source::ConfigSourceSpecifier::Ads(AggregatedConfigSource {})),
-            ..Default::default()
-        }),
     }
 }
 
@@ -304,12 +280,12 @@ fn validation(sans: Vec<StringMatcher>, insecure: Option<bool>) -> CertificateVa
 
 fn combined(
     context: CertificateValidationContext,
-    roots: SdsSecretConfig,
+    roots: Option<SdsSecretConfig>,
 ) -> common_tls_context::ValidationContextType {
     common_tls_context::ValidationContextType::CombinedValidationContext(
         common_tls_context::CombinedCertificateValidationContext {
             default_validation_context: Some(context),
-            validation_context_sds_secret_config: Some(roots),
+            validation_context_sds_secret_config: roots,
             ..Default::default()
         },
     )
@@ -441,8 +417,10 @@ mod tests {
             min_protocol_version: 3,
             ..Default::default()
         };
-        let common =
-            ingress(&Ctx::new(&Answers::default()), &settings).expect("a context").common_tls_context.expect("set");
+        let common = server(&Ctx::new(&Answers::default()), &settings, Inside::Http)
+            .expect("a context")
+            .common_tls_context
+            .expect("set");
         assert_eq!(common.tls_certificate_sds_secret_configs[0].name, "kubernetes://shop");
         let params = common.tls_params.expect("set");
         assert_eq!(params.cipher_suites, ["AES128-SHA"]);

@@ -110,6 +110,7 @@ fn resolved_http(ctx: &Ctx<'_>) -> Result<Message, Failure> {
         dynamic_host: "",
         service: "",
         port: 0,
+        http3: false,
     };
     let head = FilterChain {
         filter_chain_match: Some(FilterChainMatch {

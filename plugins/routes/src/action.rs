@@ -208,8 +208,9 @@ fn quoted(text: &str) -> String {
     out
 }
 
-/// Redirects; none for a code that Envoy does not know. `port` is the listener's, which a redirect may keep.
-pub fn redirect(redirect: &HttpRedirect, port: u32) -> Option<Action> {
+/// Redirects; none for a code that Envoy does not know. `port` is the listener's, which a redirect may keep; `tls`: requests
+/// come over TLS.
+pub fn redirect(redirect: &HttpRedirect, port: u32, tls: bool) -> Option<Action> {
     let response_code = match redirect.redirect_code {
         0 | 301 => RedirectResponseCode::MovedPermanently,
         302 => RedirectResponseCode::Found,
@@ -229,8 +230,9 @@ pub fn redirect(redirect: &HttpRedirect, port: u32) -> Option<Action> {
         Some(RedirectPort::DerivePort(_)) | None => 0,
         Some(RedirectPort::Port(port)) => *port,
     };
-    // The scheme's own port is not written. Sidecars take plain text, so the request's scheme is http.
-    if matches!((port_redirect, scheme.as_deref().unwrap_or("http")), (80, "http") | (443, "https")) {
+    // The scheme's own port is not written where a port is asked for.
+    let own_scheme = if tls { "https" } else { "http" };
+    if matches!((port_redirect, scheme.as_deref().unwrap_or(own_scheme)), (80, "http") | (443, "https")) {
         port_redirect = 0;
     }
     Some(Action::Redirect(RedirectAction {
@@ -261,7 +263,7 @@ mod tests {
     use super::*;
 
     fn redirected(port: u32, redirected: &HttpRedirect) -> RedirectAction {
-        match redirect(redirected, port) {
+        match redirect(redirected, port, false) {
             Some(Action::Redirect(action)) => action,
             other => panic!("no redirect: {other:?}"),
         }
@@ -280,7 +282,7 @@ mod tests {
 
     #[test]
     fn unknown_codes_redirect_nowhere() {
-        assert!(redirect(&HttpRedirect { redirect_code: 305, ..Default::default() }, 80).is_none());
+        assert!(redirect(&HttpRedirect { redirect_code: 305, ..Default::default() }, 80, false).is_none());
         assert_eq!(
             redirected(80, &HttpRedirect::default()).path_rewrite_specifier,
             Some(PathRewriteSpecifier::PathRedirect(String::new()))

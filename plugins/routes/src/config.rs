@@ -96,13 +96,15 @@ fn listener_for<'a>(egress: &'a EgressListeners, port: u32, route_name: &str) ->
 
 /// How many requests a virtual host's clients sent may be told upstream.
 #[derive(Clone, Copy)]
-struct ProxyHeaders {
-    attempt_count: bool,
+pub struct ProxyHeaders {
+    /// Attempts are counted in a header.
+    pub attempt_count: bool,
     forwarded_host: bool,
 }
 
 impl ProxyHeaders {
-    fn ask(ctx: &Ctx<'_>) -> Result<Self, Failure> {
+    /// Asks.
+    pub fn ask(ctx: &Ctx<'_>) -> Result<Self, Failure> {
         let config = ctx.proxy_config(&["proxy_headers"])?;
         let headers = config.proxy_headers.unwrap_or_default();
         let attempts_disabled = headers.attempt_count.and_then(|h| h.disabled).unwrap_or_default();

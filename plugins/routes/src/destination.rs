@@ -29,6 +29,8 @@ pub struct Targets<'c, 'h> {
     ctx: &'c Ctx<'h>,
     /// Port of the listener, 0 for one that serves all.
     port: u32,
+    /// At a gateway: namespace of the VirtualService, whose services come before others of the same host.
+    gateway_rules: Option<&'c str>,
     /// Services may have sticky sessions; asked with the first destination.
     sessions: Option<bool>,
     known: BTreeMap<String, Rc<Target>>,
@@ -37,7 +39,12 @@ pub struct Targets<'c, 'h> {
 impl<'c, 'h> Targets<'c, 'h> {
     /// For routes of a listener port (0: all ports).
     pub fn new(ctx: &'c Ctx<'h>, port: u32) -> Self {
-        Targets { ctx, port, sessions: None, known: BTreeMap::new() }
+        Targets { ctx, port, gateway_rules: None, sessions: None, known: BTreeMap::new() }
+    }
+
+    /// For routes of a gateway's port, by a VirtualService of a namespace.
+    pub fn of_gateway(ctx: &'c Ctx<'h>, port: u32, namespace: &'c str) -> Self {
+        Targets { gateway_rules: Some(namespace), ..Targets::new(ctx, port) }
     }
 
     /// What is known of a host.
@@ -54,12 +61,15 @@ impl<'c, 'h> Targets<'c, 'h> {
         let keys: Strings = self.ctx.derived("scope", "service-key", &[host])?.unwrap_or_default();
         let Some(key) = keys.values.first() else { return Ok(Target::default()) };
         let rule = destination_rule(self.ctx, key)?;
-        let service = self.ctx.service(key)?;
+        let service = match self.gateway_rules {
+            Some(namespace) => seen_from(self.ctx, host, namespace, key)?,
+            None => self.ctx.service(key)?,
+        };
         let sessions = match self.sessions {
             Some(sessions) => sessions,
             None => *self.sessions.insert(session::enabled(self.ctx)?),
         };
-        let session = match service.as_ref().filter(|s| sessions && serves(s, self.port)) {
+        let session = match service.as_ref().filter(|s| sessions && self.serves(s)) {
             Some(service) => session::of_service(self.ctx, service)?,
             None => None,
         };
@@ -73,13 +83,14 @@ impl<'c, 'h> Targets<'c, 'h> {
             return Ok("UnknownService".to_owned());
         }
         let target = self.get(&destination.host)?;
-        let service = target.service.as_ref().filter(|s| serves(s, self.port));
+        let service = target.service.as_ref().filter(|s| self.serves(s));
         // An alias has no cluster; what it stands for has.
         let host =
             service.map(|s| s.external_name.as_str()).filter(|name| !name.is_empty()).unwrap_or(&destination.host);
         let port = match (&destination.port, service) {
             (Some(port), _) => port.number,
-            (None, Some(service)) if self.port == 0 && service.ports.len() == 1 => service.ports[0].port,
+            // Of a listener that serves one port of the mesh only services with that port are known here.
+            (None, Some(service)) if self.alone() && service.ports.len() == 1 => service.ports[0].port,
             (None, _) => self.port,
         };
         Ok(format!("outbound|{port}|{}|{host}", destination.subset))
@@ -95,6 +106,16 @@ impl<'c, 'h> Targets<'c, 'h> {
     /// Sticky sessions of a destination's service.
     pub fn session(&mut self, host: &str) -> Result<Option<StatefulSession>, Failure> {
         Ok(self.get(host)?.session.clone())
+    }
+
+    /// Does the listener's port concern the service? Of others nothing is known to routes, except at a gateway.
+    fn serves(&self, service: &Service) -> bool {
+        self.alone() || service.ports.iter().any(|p| p.port == self.port)
+    }
+
+    /// Do routes lead to whatever port, not to those of the listener's number?
+    fn alone(&self) -> bool {
+        self.port == 0 || self.gateway_rules.is_some()
     }
 
     /// What is wrong with a destination. `own_hosts` are those of the VirtualService: on a port that these do not have the
@@ -117,11 +138,13 @@ impl<'c, 'h> Targets<'c, 'h> {
             return Ok(());
         };
         let named = destination.port.as_ref().map(|p| p.number);
+        let only_port = self.alone() && service.ports.len() == 1;
         match named {
             Some(port) if !service.ports.iter().any(|p| p.port == port) => {
                 report(Severity::Error, "port.number", format!("service {} has no port {port}", destination.host));
             }
             None if self.port != 0
+                && !only_port
                 && !service.ports.iter().any(|p| p.port == self.port)
                 && !own_hosts.iter().any(|host| hosts::overlap(host, &destination.host)) =>
             {
@@ -142,9 +165,20 @@ impl<'c, 'h> Targets<'c, 'h> {
     }
 }
 
-/// Does the listener's port concern the service? Of others nothing is known to routes.
-fn serves(service: &Service, port: u32) -> bool {
-    port == 0 || service.ports.iter().any(|p| p.port == port)
+/// The service that a host means to a VirtualService at a gateway: the one of its own namespace if the proxy sees that, else
+/// the one that the host means to the proxy (`key`).
+pub fn seen_from(ctx: &Ctx<'_>, host: &str, namespace: &str, key: &str) -> Result<Option<Service>, Failure> {
+    let own = format!("{namespace}/{host}");
+    if own != key
+        && let Some(service) = ctx.service(&own)?
+    {
+        let named = || service.export_to.iter().map(|to| if to == "." { namespace } else { to.as_str() });
+        let viewers: Vec<&str> = named().filter(|to| *to != "~").collect();
+        if viewers.contains(&"*") || ctx.proxy_in_namespaces(&viewers).is_some() {
+            return Ok(Some(service));
+        }
+    }
+    ctx.service(key)
 }
 
 /// The effective DestinationRule of a service for this proxy.

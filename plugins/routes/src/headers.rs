@@ -42,6 +42,14 @@ pub fn operations(headers: &Headers) -> Operations {
     out
 }
 
+/// Tells clients for a day that the port has HTTP/3, too.
+pub fn alt_svc(port: u32) -> HeaderValueOption {
+    let value = format!("h3=\":{port}\"; ma=86400");
+    let header = HeaderValue { key: "alt-svc".to_owned(), value, ..Default::default() };
+    let append_action = HeaderAppendAction::AppendIfExistsOrAdd.into();
+    HeaderValueOption { header: Some(header), append_action, ..Default::default() }
+}
+
 fn append(
     to: &mut Vec<HeaderValueOption>,
     headers: &BTreeMap<String, String>,

@@ -1,4 +1,4 @@
-//! Routes: what a sidecar does with an HTTP request once a listener has taken it (RDS, and the inline routes of inbound
+//! Routes: what a sidecar or gateway does with an HTTP request once a listener has taken it (RDS, and the inline routes of inbound
 //! chains).
 //!
 //! It holds the choice of virtual hosts for an outbound route name, the translation of VirtualServices, and the default
@@ -10,6 +10,8 @@
 //!   ├─ virtual-service [key, port]   all routes of one VirtualService on one port; hook `routes`
 //!   ├─ service-default [key, port]   the one route of a service that has no VirtualService; hook `routes`
 //!   └─ session [key]                 a service's sticky sessions, spliced into its virtual hosts
+//! config [gateway's route name]      plan: the same at a gateway
+//!   └─ gateway-routes [key, port, gateway, flags, part]  routes of one VirtualService there; hook `routes`
 //! inbound [key, port, service port]  inline RouteConfiguration of an inbound chain
 //! ```
 //!
@@ -23,6 +25,7 @@ mod config;
 mod delegate;
 mod destination;
 mod domains;
+mod gateway;
 mod hash;
 mod headers;
 mod inbound;
@@ -38,12 +41,25 @@ mod testing;
 
 use trysail_sdk::{Ctx, Failure, Output};
 
+use virtual_service::{Part, Place};
+
 /// The stage: see the crate's diagram for its functions and their arguments.
 pub fn translate(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Output, Failure> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match (function, args.as_slice()) {
+        ("config", [route_name]) if ctx.proxy("type").as_deref() == Some("router") => {
+            gateway::route_configuration(ctx, route_name)
+        }
         ("config", [route_name]) => config::route_configuration(ctx, route_name),
-        ("virtual-service", [key, port]) => virtual_service::routes(ctx, key, number(port)?),
+        ("virtual-service", [key, port]) => {
+            virtual_service::routes(ctx, key, Place { port: number(port)?, ..Place::default() }, Part::All)
+        }
+        ("gateway-routes", [key, port, gateway, flags, part]) => {
+            let part = Part::parse(part).ok_or_else(|| Failure::BadArguments(format!("{part:?} is no part")))?;
+            let (tls, http3) = (flags.contains('t'), flags.contains('3'));
+            let at = Place { port: number(port)?, gateway: Some(gateway), tls, http3 };
+            virtual_service::routes(ctx, key, at, part)
+        }
         ("service-default", [key, port]) => service_default::route(ctx, key, number(port)?, None),
         ("service-default", [key, port, host]) => service_default::route(ctx, key, number(port)?, Some(host)),
         ("session", [key]) => session::virtual_host_fields(ctx, key),
@@ -53,7 +69,7 @@ pub fn translate(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Outpu
         ("inbound", [service, port, service_port, protocol]) => {
             inbound::route_configuration(ctx, service, port, service_port, Some(protocol))
         }
-        ("config" | "virtual-service" | "service-default" | "session" | "inbound", _) => {
+        ("config" | "virtual-service" | "gateway-routes" | "service-default" | "session" | "inbound", _) => {
             Err(Failure::BadArguments(format!("{function}({})", args.join(", "))))
         }
         _ => Err(Failure::UnknownFunction(function.to_owned())),

@@ -84,7 +84,8 @@ pub fn outline(output: &Output) -> Outline {
             (Part::Bytes(bytes), Some((host, _))) => host.extend_from_slice(bytes),
             (Part::Open(2), None) => inside = Some((Vec::new(), String::new())),
             (Part::Call(call), Some((_, source))) => {
-                *source = format!("{}({})", call.function, call.args.join(", "));
+                let call = format!("{}({})", call.function, call.args.join(", "));
+                *source = if source.is_empty() { call } else { format!("{source} {call}") };
             }
             (Part::Close, Some((host, source))) => {
                 hosts.push(described(&VirtualHost::decode(host.as_slice()).expect("a virtual host"), source));
@@ -99,7 +100,8 @@ pub fn outline(output: &Output) -> Outline {
 }
 
 fn described(host: &VirtualHost, source: &str) -> String {
-    format!("{} [{}] {source}", host.name, host.domains.join(" "))
+    let redirects = if host.require_tls == 0 { "" } else { " redirects" };
+    format!("{} [{}] {source}{redirects}", host.name, host.domains.join(" "))
 }
 
 fn string_match(match_type: MatchType) -> StringMatch {

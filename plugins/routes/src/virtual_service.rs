@@ -1,4 +1,4 @@
-//! `virtual-service`: all routes of one VirtualService on one port of the mesh, in order.
+//! `virtual-service` and `gateway-routes`: all routes of one VirtualService on one port of the mesh or of a gateway, in order.
 //!
 //! Which rules apply to the proxy is asked by predicates, and only for rules that choose by source. Rules after one that
 //! takes everything are reported as shadowed; destinations that lead nowhere, unsupported faults, redirects and unusable
@@ -48,8 +48,50 @@ impl Semantics {
     }
 }
 
+/// Where a VirtualService is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place<'a> {
+    /// Port of the listener, 0 for all; at a gateway the port of its server as written.
+    pub port: u32,
+    /// The gateway, `namespace/name`; none for the mesh.
+    pub gateway: Option<&'a str>,
+    /// Requests come over TLS.
+    pub tls: bool,
+    /// Clients are told that the same port has HTTP/3.
+    pub http3: bool,
+}
+
+/// Which routes are wanted. Where VirtualServices share a virtual host, the last route of each that takes everything comes
+/// after all others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Part {
+    /// All.
+    #[default]
+    All,
+    /// Those that leave something.
+    Specific,
+    /// The one that takes everything, if there is one.
+    CatchAll,
+}
+
+impl Part {
+    /// As an argument.
+    pub fn text(self) -> &'static str {
+        match self {
+            Part::All => "all",
+            Part::Specific => "specific",
+            Part::CatchAll => "catch-all",
+        }
+    }
+
+    /// From an argument.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Part::All, Part::Specific, Part::CatchAll].into_iter().find(|part| part.text() == text)
+    }
+}
+
 /// Items: the routes.
-pub fn routes(ctx: &Ctx<'_>, key: &str, port: u32) -> Result<Output, Failure> {
+pub fn routes(ctx: &Ctx<'_>, key: &str, at: Place<'_>, part: Part) -> Result<Output, Failure> {
     let mut output = Output::empty();
     let Some((object, spec)) = ctx.object::<VirtualService>("VirtualService", key)? else { return Ok(output) };
     let semantics = Semantics::of(&object);
@@ -58,28 +100,50 @@ pub fn routes(ctx: &Ctx<'_>, key: &str, port: u32) -> Result<Output, Failure> {
     let rules = delegate::effective_rules(ctx, &object, spec.http, semantics, &mut output)?;
     let mut translation = Translation {
         ctx,
-        port,
+        port: at.port,
+        at,
+        last_takes_all: false,
         semantics,
         prefixes: if semantics == Semantics::VirtualService { Prefixes::Text } else { Prefixes::Segments },
         metadata: config_metadata(&object),
         name: name.to_owned(),
         own_hosts,
         mesh_retries: None,
-        targets: Targets::new(ctx, port),
+        targets: match at.gateway {
+            None => Targets::new(ctx, at.port),
+            Some(_) => Targets::of_gateway(ctx, at.port, namespace),
+        },
         output,
     };
-    for (at, rule) in rules.iter().enumerate() {
+    let mut ends = false;
+    for (i, rule) in rules.iter().enumerate() {
         if translation.rule(rule)? {
-            translation.report_shadowed(&rules[at + 1..]);
+            translation.report_shadowed(&rules[i + 1..]);
+            ends = translation.last_takes_all;
             break;
         }
     }
-    Ok(translation.output)
+    let mut output = translation.output;
+    match part {
+        Part::All => {}
+        Part::Specific if ends => drop(output.entries.pop()),
+        Part::Specific => {}
+        Part::CatchAll => {
+            // What is wrong was said with the other routes.
+            output.diagnostics.clear();
+            let before = output.entries.len() - usize::from(ends);
+            output.entries.drain(..before);
+        }
+    }
+    Ok(output)
 }
 
 struct Translation<'c, 'h> {
     ctx: &'c Ctx<'h>,
     port: u32,
+    at: Place<'c>,
+    /// The route made last takes everything.
+    last_takes_all: bool,
     semantics: Semantics,
     prefixes: Prefixes,
     metadata: Metadata,
@@ -125,7 +189,8 @@ impl Translation<'_, '_> {
             return false;
         }
         if !request.gateways.is_empty() {
-            return request.gateways.iter().any(|g| g == "mesh");
+            let own = self.at.gateway.unwrap_or("mesh");
+            return request.gateways.iter().any(|gateway| gateway == own);
         }
         let namespace = request.source_namespace.as_str();
         (namespace.is_empty() || self.ctx.proxy_in_namespaces(&[namespace]).is_some())
@@ -153,7 +218,7 @@ impl Translation<'_, '_> {
 
         let mut hosts = Vec::new();
         if let Some(redirect) = &http.redirect {
-            route.action = action::redirect(redirect, self.port);
+            route.action = action::redirect(redirect, self.port, self.at.tls);
             if route.action.is_none() {
                 let message = format!("redirect code {} is not supported", redirect.redirect_code);
                 self.report(Severity::Error, rule, "redirect.redirectCode", message);
@@ -166,7 +231,11 @@ impl Translation<'_, '_> {
         }
         route.decorator = Some(Decorator { operation: self.operation(&route), propagate: None });
         self.extensions(&mut route, rule, &hosts)?;
+        if self.at.http3 {
+            route.response_headers_to_add.push(headers::alt_svc(self.port));
+        }
 
+        self.last_takes_all = catch_all;
         let key = self.output.entries.len().to_string();
         self.output.item(Item::new(key, Message::of(&route)));
         Ok(catch_all)

@@ -4,6 +4,8 @@
 //! ```text
 //! sidecar ──> egress ──> virtual-services(listener) ──> services(listener | all)
 //!    └──> outbound-policy        service-key(host)      destination-rule(service)
+//!
+//! gateways ──> merged-gateway ──> gateway-hosts          gateway-virtual-services(gateway)
 //! ```
 //!
 //! Each arrow is a derived question: `services` depends on the *answer* of `egress`, so proxies of all namespaces in
@@ -17,6 +19,7 @@
 
 pub mod client;
 pub mod destination_rule;
+pub mod gateways;
 pub mod imports;
 pub mod services;
 pub mod sidecar;
@@ -47,9 +50,26 @@ pub fn translate(ctx: &Ctx, function: &str, args: &[String]) -> Result<Output, F
         ("destination-rule", [key, "inbound"]) => {
             destination_rule::effective(ctx, key, destination_rule::Direction::Inbound)
         }
+        ("gateways", []) => gateways::selecting(ctx),
+        ("merged-gateway", []) => gateways::merged(ctx),
+        ("gateway-virtual-services", [gateway]) => gateways::virtual_services(ctx, gateway),
+        ("gateway-hosts", []) => gateways::hosts(ctx),
+        ("gateway-check", [gateway]) => gateways::check(ctx, gateway),
+        ("unknown-gateways", []) => gateways::unknown(ctx),
         (
-            "sidecar" | "egress" | "outbound-policy" | "services" | "service-key" | "virtual-services"
-            | "destination-rule",
+            "sidecar"
+            | "egress"
+            | "outbound-policy"
+            | "services"
+            | "service-key"
+            | "virtual-services"
+            | "destination-rule"
+            | "gateways"
+            | "merged-gateway"
+            | "gateway-virtual-services"
+            | "gateway-hosts"
+            | "gateway-check"
+            | "unknown-gateways",
             _,
         ) => Err(Failure::BadArguments(format!("{function}({})", args.join(", ")))),
         _ => Err(Failure::UnknownFunction(function.to_owned())),

@@ -4,12 +4,13 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use trysail_sdk::facts::{
-    DestinationRuleSummaries, DestinationRuleSummary, Object, ObjectRef, Port, SelectorSummaries, SelectorSummary,
-    Service, ServiceSummaries, ServiceSummary, Strings, VirtualServiceSummaries, VirtualServiceSummary,
+    DestinationRuleSummaries, DestinationRuleSummary, Object, ObjectRef, Port, Protocol, SelectorSummaries,
+    SelectorSummary, Service, ServiceSummaries, ServiceSummary, ServiceTarget, ServiceTargets, Strings,
+    VirtualServiceSummaries, VirtualServiceSummary,
 };
 use trysail_sdk::prost::Message;
 use trysail_sdk::proto::istio::mesh::v1alpha1::MeshConfig;
-use trysail_sdk::proto::istio::networking::v1alpha3::{DestinationRule, IstioEgressListener, Sidecar};
+use trysail_sdk::proto::istio::networking::v1alpha3::{DestinationRule, Gateway, IstioEgressListener, Server, Sidecar};
 use trysail_sdk::{Ctx, Diagnostic, Entry, Host, Level, Output, Part, hosts};
 
 /// Everything that is known, and the proxy that asks.
@@ -19,6 +20,8 @@ pub struct World {
     pub virtual_services: Vec<VirtualServiceSummary>,
     pub destination_rules: Vec<(Object, DestinationRule)>,
     pub sidecars: Vec<(SelectorSummary, Sidecar)>,
+    pub gateways: Vec<(SelectorSummary, Object, Gateway)>,
+    pub targets: Vec<ServiceTarget>,
     pub mesh: MeshConfig,
     pub flags: BTreeMap<&'static str, &'static str>,
     pub namespace: String,
@@ -80,6 +83,47 @@ impl World {
         };
         let sidecar = Sidecar { egress: egress.iter().map(listener).collect(), ..Default::default() };
         self.sidecars.push((summary, sidecar));
+        self
+    }
+
+    /// Adds a Gateway of selector `app=NAME`, younger than those before.
+    pub fn gateway(mut self, namespace: &str, name: &str, app: &str, servers: Vec<Server>) -> World {
+        let summary = SelectorSummary {
+            namespace: namespace.into(),
+            name: name.into(),
+            creation_seconds: self.gateways.len() as i64,
+            has_selector: true,
+            selector: [("app".to_owned(), app.to_owned())].into(),
+        };
+        let reference = ObjectRef { kind: "Gateway".into(), namespace: namespace.into(), name: name.into() };
+        let gateway = Gateway { servers, selector: summary.selector.clone() };
+        let object = Object { r#ref: Some(reference), spec: gateway.encode_to_vec(), ..Default::default() };
+        self.gateways.push((summary, object, gateway));
+        self
+    }
+
+    /// Adds a VirtualService of a gateway.
+    pub fn bound(mut self, namespace: &str, name: &str, hosts: &[&str], gateway: &str, export_to: &str) -> World {
+        self.virtual_services.push(VirtualServiceSummary {
+            namespace: namespace.into(),
+            name: name.into(),
+            hosts: hosts.iter().map(|host| host.to_string()).collect(),
+            gateways: vec![gateway.into()],
+            export_to: words(export_to),
+            has_http: true,
+            ..Default::default()
+        });
+        self
+    }
+
+    /// Makes the proxy an endpoint of a service's port.
+    pub fn target(mut self, service: &str, port: u32, target_port: u32, protocol: Protocol) -> World {
+        self.targets.push(ServiceTarget {
+            service: service.into(),
+            port: Some(Port { port, protocol: protocol.into(), ..Default::default() }),
+            target_port,
+            ..Default::default()
+        });
         self
     }
 
@@ -210,6 +254,10 @@ impl Host for World {
                             .encode_to_vec()
                     },
                 ),
+                "Gateway" => {
+                    let found = self.gateways.iter().find(|(_, object, _)| key(object) == args[1]);
+                    found.map(|(_, object, _)| object.encode_to_vec())
+                }
                 _ => self
                     .destination_rules
                     .iter()
@@ -217,6 +265,29 @@ impl Host for World {
                     .find(|o| key(o) == args[1])
                     .map(Message::encode_to_vec),
             },
+            "selectors" if arg == "Gateway" => {
+                let of = self.gateways.iter().map(|(summary, ..)| summary).filter(|s| s.namespace == args[1]);
+                Some(SelectorSummaries { entries: of.cloned().collect() }.encode_to_vec())
+            }
+            "selector-namespaces" if arg == "Gateway" => {
+                let namespaces: BTreeSet<_> = self.gateways.iter().map(|(s, ..)| s.namespace.clone()).collect();
+                Some(Strings { values: namespaces.into_iter().collect() }.encode_to_vec())
+            }
+            "gateway-virtual-services" => {
+                let of = self.virtual_services.iter().filter(|v| v.gateways.iter().any(|gateway| gateway == arg));
+                let found = of.filter(|v| self.visible(&v.export_to, &v.namespace, args[1]));
+                Some(VirtualServiceSummaries { virtual_services: found.cloned().collect() }.encode_to_vec())
+            }
+            "gateway-virtual-service-namespaces" => {
+                let of = self.virtual_services.iter().filter(|v| v.gateways.iter().any(|gateway| gateway == arg));
+                Some(self.namespaces(of.map(|v| (&v.export_to, &v.namespace))).encode_to_vec())
+            }
+            "virtual-service-gateways" => {
+                let all = self.virtual_services.iter().flat_map(|v| &v.gateways).filter(|gateway| *gateway != "mesh");
+                let all: BTreeSet<_> = all.cloned().collect();
+                Some(Strings { values: all.into_iter().collect() }.encode_to_vec())
+            }
+            "proxy-targets" => Some(ServiceTargets { targets: self.targets.clone() }.encode_to_vec()),
             "selectors" => {
                 let of = self.sidecars.iter().map(|(summary, _)| summary).filter(|s| s.namespace == args[1]);
                 Some(SelectorSummaries { entries: of.cloned().collect() }.encode_to_vec())
