@@ -35,7 +35,7 @@ const HOSTS: [&str; 7] = [
 const EXPORTS: [&[&str]; 6] = [&[], &["*"], &["."], &["n1", "n2"], &["~"], &[]];
 
 /// A kind that stands twice is met twice as often.
-const KINDS: [&str; 18] = [
+const KINDS: [&str; 20] = [
     "Namespace",
     "Node",
     "Pod",
@@ -54,6 +54,8 @@ const KINDS: [&str; 18] = [
     "Sidecar",
     "PeerAuthentication",
     "KubernetesGateway",
+    "Gateway",
+    "Gateway",
 ];
 
 /// A small generator of numbers (splitmix64): the same on every machine.
@@ -193,10 +195,15 @@ fn virtual_service(dice: &mut Dice) -> Value {
     let http: Vec<Value> = (0..1 + dice.below(3)).map(|i| http_route(i, dice)).collect();
     let (to, tls_to) = (destination(dice), destination(dice));
     let hosts = [host(dice), host(dice)];
+    let gateways = match dice.below(4) {
+        0 => json!(["mesh", format!("n1/{}", dice.pick(&NAMES))]),
+        1 => json!([dice.pick(&NAMES), format!("istio-system/{}", dice.pick(&NAMES))]),
+        _ => Value::Null,
+    };
     json!({
         // Without hosts it is a delegate.
         "hosts": if dice.one_in(5) { json!([]) } else { json!(hosts) },
-        "gateways": dice.maybe(5, json!(["mesh", "n1/gw"])),
+        "gateways": gateways,
         "exportTo": dice.pick(&EXPORTS[..4]),
         "http": http,
         "tcp": dice.maybe(4, json!([{"match": [{"port": 90}], "route": [{"destination": to}]}])),
@@ -279,6 +286,30 @@ fn sidecar(dice: &mut Dice) -> Value {
     })
 }
 
+fn gateway_server(i: usize, dice: &mut Dice) -> Value {
+    let (number, protocol) = dice.pick(&[(80, "HTTP"), (80, "HTTP"), (443, "HTTPS"), (443, "TLS"), (90, "TCP")]);
+    let modes = ["SIMPLE", "MUTUAL", "PASSTHROUGH", "ISTIO_MUTUAL", "AUTO_PASSTHROUGH"];
+    let tls = json!({"mode": dice.pick(&modes), "credentialName": dice.pick(&NAMES)});
+    let redirect = dice.maybe(4, json!({"httpsRedirect": true}));
+    let (own, other) = (host(dice), dice.pick(&HOSTS));
+    json!({
+        "port": {"number": number, "protocol": protocol, "name": format!("p{i}")},
+        "bind": dice.maybe(8, json!("10.0.0.1")),
+        "hosts": [own, dice.pick(&["*/*", "./a", "n1/*", other])],
+        "tls": match protocol {
+            "HTTP" => redirect,
+            "TCP" => Value::Null,
+            _ => tls,
+        },
+    })
+}
+
+fn gateway(dice: &mut Dice) -> Value {
+    let servers: Vec<Value> = (0..1 + dice.below(3)).map(|i| gateway_server(i, dice)).collect();
+    let app = json!({"app": dice.pick(&NAMES)});
+    json!({"selector": dice.maybe(2, app), "servers": servers})
+}
+
 fn spec(kind: &str, dice: &mut Dice) -> Value {
     let (x, address) = (dice.pick(&NAMES), dice.pick(&ADDRESSES));
     match kind {
@@ -310,6 +341,7 @@ fn spec(kind: &str, dice: &mut Dice) -> Value {
             })
         }
         "Sidecar" => sidecar(dice),
+        "Gateway" => gateway(dice),
         "PeerAuthentication" => {
             let mode = dice.pick(&["STRICT", "PERMISSIVE", "DISABLE"]);
             json!({
@@ -424,7 +456,8 @@ fn proxy(dice: &mut Dice) -> Scripted {
         "NETWORK": dice.maybe(4, json!("net-1")),
         "DNS_CAPTURE": dice.maybe(4, json!("true")),
     }));
-    let node = format!("sidecar~{address}~{name}.{namespace}~{namespace}.svc.cluster.local");
+    let kind = dice.pick(&["sidecar", "sidecar", "router"]);
+    let node = format!("{kind}~{address}~{name}.{namespace}~{namespace}.svc.cluster.local");
     let locality = [dice.pick(&["", "r1"]).to_owned(), String::new(), String::new()];
     let proxy = Proxy::from_node(&node, metadata.as_object().cloned().expect("it is an object"), locality);
     Scripted { name: node, proxy, request: BTreeMap::new(), name_table: false }
