@@ -179,7 +179,7 @@ impl Fleet {
             while let Some((proxy, wanted, held)) = self.proxies.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let mut held = held.lock();
                 let given: Vec<_> = held.iter().cloned().map(Some).collect();
-                let (_, views) = translator.views(proxy, wanted, &given);
+                let views = translator.views(proxy, wanted, &given).views;
                 for (old, new) in held.iter().zip(&views).filter(|(old, new)| !Arc::ptr_eq(old, new)) {
                     let delta = new.since(old);
                     resources.fetch_add(delta.changed.len(), Ordering::Relaxed);

@@ -40,7 +40,7 @@ fn measure() {
     }
     println!("memory/{}-proxies: {} MiB, served in {:?}", wanted.len(), resident(), began.elapsed());
     let dropped = engine.collect(0);
-    println!("memory/collected: {} MiB, {dropped} leaves and nodes dropped", resident());
+    println!("memory/collected: {} MiB, {dropped:?}", resident());
 }
 
 fn main() {

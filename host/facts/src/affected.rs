@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use trysail_model::{Affected, Query};
+use trysail_model::{Affected, Proxies, Query};
 
 use crate::config::destination_rule::covers;
 use crate::config::virtual_service::Root;
@@ -28,6 +28,7 @@ use crate::workloads::Instance;
 #[derive(Default)]
 struct Named {
     queries: BTreeSet<Query>,
+    proxies: BTreeSet<Proxies>,
     wide: Vec<Affected>,
 }
 
@@ -43,7 +44,8 @@ impl Named {
     }
 
     fn into_list(self) -> Vec<Affected> {
-        self.wide.into_iter().chain(self.queries.into_iter().map(Affected::Query)).collect()
+        let proxies = self.proxies.into_iter().map(Affected::Proxies);
+        self.wide.into_iter().chain(proxies).chain(self.queries.into_iter().map(Affected::Query)).collect()
     }
 }
 
@@ -66,9 +68,12 @@ pub fn by_objects(touched: &Touched, old: View<'_>, new: View<'_>) -> Vec<Affect
 pub fn by_base(old: &Base, new: &Base) -> Vec<Affected> {
     let same = |field: &str| old.mesh.same(&new.mesh, field);
     if !same("discovery_selectors") {
-        return QUERIES.iter().filter(|decl| !decl.about_proxy).map(|decl| Affected::Kind(decl.kind)).collect();
+        let kinds = QUERIES.iter().filter(|decl| !decl.about_proxy).map(|decl| Affected::Kind(decl.kind));
+        return kinds.chain([Affected::Proxies(Proxies::All)]).collect();
     }
     let mut named = Named::default();
+    // Rare, and much of it (trust domain, networks, what services are) reaches into workloads.
+    named.proxies.insert(Proxies::All);
     let mut kinds = |moved: bool, kinds: &[&'static str]| {
         if moved {
             kinds.iter().for_each(|kind| named.kind(kind));
@@ -235,6 +240,35 @@ fn workloads(touched: &Touched, old: View<'_>, new: View<'_>, named: &mut Named)
     }
     targets.iter().for_each(|address| named.query("targets-at", &[address]));
     workloads.iter().for_each(|address| named.query("workload-at", &[address]));
+    proxies(touched, targets.into_iter().chain(workloads), old, new, named);
+}
+
+/// What is known of proxies: as of the workloads at their addresses; but pods are also found by the proxy's name, and services
+/// also by the labels that it sent.
+fn proxies(
+    touched: &Touched,
+    addresses: impl Iterator<Item = String>,
+    old: View<'_>,
+    new: View<'_>,
+    named: &mut Named,
+) {
+    if touched.network {
+        named.proxies.insert(Proxies::All);
+    }
+    named.proxies.extend(addresses.map(Proxies::Address));
+    let mut namespace = |namespace: &str| {
+        named.proxies.insert(Proxies::Namespace(namespace.to_owned()));
+    };
+    for pod in touched.pods.iter().flat_map(|(before, after)| before.iter().chain(after)) {
+        namespace(&pod.reference.namespace);
+    }
+    for pod in pods_on_nodes(touched, old, new) {
+        namespace(&pod.reference.namespace);
+    }
+    for (before, after) in touched.services.iter().filter(|(before, after)| target_facet(before) != target_facet(after))
+    {
+        before.iter().chain(after).for_each(|service| namespace(service.namespace()));
+    }
 }
 
 /// `network-gateways`

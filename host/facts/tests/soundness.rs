@@ -319,6 +319,9 @@ proptest! {
             }
             for proxy in proxies() {
                 prop_assert_eq!(next.refresh(&proxy), fresh.refresh(&proxy));
+                let moved = snapshot.refresh(&proxy) != next.refresh(&proxy);
+                let named = affected.iter().any(|change| change.covers_proxy(&proxy));
+                prop_assert!(named || !moved, "{} moved without being named\nby {:#?}\nnamed {:?}", proxy.node_id, change, affected);
             }
             prop_assert_eq!(next.revision(), snapshot.revision() + 1);
             snapshot = next;

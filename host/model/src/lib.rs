@@ -20,6 +20,6 @@ pub use fingerprint::Fingerprint;
 pub use ids::{ResourceName, StageName, TypeUrl};
 pub use object::{Object, ObjectRef, Rejection};
 pub use proxy::Proxy;
-pub use query::{Affected, Answer, Query, Snapshot};
+pub use query::{Affected, Answer, Proxies, Query, Snapshot};
 pub use rope::Rope;
-pub use view::{Delta, Resource, Translator, View, Watched};
+pub use view::{Delta, Resource, Translator, View, Views, Watched};

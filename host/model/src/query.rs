@@ -102,24 +102,46 @@ pub enum Affected {
     Kind(&'static str),
     /// The queries of a kind whose arguments the predicate accepts (wildcard hosts).
     Matching(&'static str, Arc<dyn Fn(&Query) -> bool + Send + Sync>),
+    /// No query, but what the snapshot knows of these proxies ([`Snapshot::refresh`]).
+    Proxies(Proxies),
+}
+
+/// Proxies by what a change of the registry tells of them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Proxies {
+    /// All of them.
+    All,
+    /// Those of a namespace.
+    Namespace(String),
+    /// Those that have this IP address.
+    Address(String),
+}
+
+impl Proxies {
+    /// Is the proxy one of them?
+    pub fn covers(&self, proxy: &Proxy) -> bool {
+        match self {
+            Proxies::All => true,
+            Proxies::Namespace(namespace) => **namespace == *proxy.namespace,
+            Proxies::Address(address) => proxy.addresses.contains(address),
+        }
+    }
 }
 
 impl Affected {
-    /// The kind concerned.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Affected::Query(query) => query.kind,
-            Affected::Kind(kind) | Affected::Matching(kind, _) => kind,
-        }
-    }
-
     /// True when the query is among those named.
     pub fn covers(&self, query: &Query) -> bool {
         match self {
             Affected::Query(one) => one == query,
             Affected::Kind(kind) => *kind == query.kind,
             Affected::Matching(kind, accepts) => *kind == query.kind && accepts(query),
+            Affected::Proxies(_) => false,
         }
+    }
+
+    /// True when what the snapshot knows of the proxy is named.
+    pub fn covers_proxy(&self, proxy: &Proxy) -> bool {
+        matches!(self, Affected::Proxies(proxies) if proxies.covers(proxy))
     }
 }
 
@@ -129,6 +151,7 @@ impl fmt::Debug for Affected {
             Affected::Query(query) => write!(f, "{query}"),
             Affected::Kind(kind) => write!(f, "{kind}(*)"),
             Affected::Matching(kind, _) => write!(f, "{kind}(some)"),
+            Affected::Proxies(proxies) => write!(f, "proxies({proxies:?})"),
         }
     }
 }

@@ -78,21 +78,29 @@ pub trait Translator: Send + Sync {
     /// Revision of the newest snapshot; a push compares it with what it served.
     fn revision(&self) -> u64;
 
-    /// The proxy as the newest snapshot knows it.
-    fn admit(&self, proxy: Proxy) -> Proxy;
-
-    /// Views of several types of one proxy, all of the same snapshot, whose revision comes first. An unknown type gives an
-    /// empty view. Names that do not exist are simply absent.
+    /// Views of several types of one proxy, all of the same snapshot. An unknown type gives an empty view. Names that do not
+    /// exist are simply absent.
     ///
     /// `held` are the views the subscriber was last served, in the same order: where a fault leaves no result, the resource
     /// in them stays.
-    fn views(&self, proxy: &Proxy, wanted: &[(TypeUrl, Watched)], held: &[Option<Arc<View>>]) -> (u64, Vec<Arc<View>>);
+    fn views(&self, proxy: &Proxy, wanted: &[(TypeUrl, Watched)], held: &[Option<Arc<View>>]) -> Views;
 
     /// The objects and stages behind a resource, for a log line about a NACK: `routes: VirtualService shop/a, ...`.
     fn provenance(&self, proxy: &Proxy, type_url: &TypeUrl, name: &str) -> Provenance;
 
     /// Called when a proxy is gone; what only it used may be dropped.
     fn forget(&self, proxy: &Proxy);
+}
+
+/// What [`Translator::views`] returns.
+#[derive(Clone, Debug)]
+pub struct Views {
+    /// The revision that everything in here is of.
+    pub revision: u64,
+    /// The proxy as that revision knows it.
+    pub proxy: Arc<Proxy>,
+    /// The views, in the order of what was wanted.
+    pub views: Vec<Arc<View>>,
 }
 
 /// Who made a resource.

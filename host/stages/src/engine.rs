@@ -7,15 +7,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashMap;
-use trysail_model::{Affected, Fingerprint, Proxy, Query, Snapshot, TypeUrl};
+use trysail_model::{Affected, Fingerprint, Proxies, Query, Snapshot};
 
 use crate::calls::Call;
 use crate::fault::FailurePolicy;
 use crate::guest::{Guest, Limits};
 use crate::memo::{CallMemo, Memos};
 use crate::metrics::Counters;
-use crate::node::Node;
-use crate::queries::{ProxyState, Queries, QueryDecl, QueryId, Question};
+use crate::proxies::{ProxyState, ProxyTable};
+use crate::queries::{Queries, QueryDecl, QueryId, Question};
 
 /// How a type's resources are made: the root call.
 #[derive(Clone, Debug)]
@@ -90,15 +90,6 @@ pub(crate) struct Epoch {
     pub snapshot: Arc<dyn Snapshot>,
 }
 
-/// A connected proxy: its state at the newest snapshot it was seen with, and what it was last served.
-pub(crate) struct ProxyEntry {
-    pub state: Arc<ProxyState>,
-    /// The proxy as it introduced itself.
-    pub introduced: Proxy,
-    pub refreshed_at: u64,
-    pub served: FxHashMap<TypeUrl, Arc<Node>>,
-}
-
 /// A set of names that is subscribed to.
 pub(crate) type Names = Arc<BTreeSet<trysail_model::ResourceName>>;
 
@@ -114,7 +105,9 @@ pub struct Engine {
     /// always of the present revision.
     pub(crate) commit: RwLock<()>,
     pub(crate) current: AtomicU64,
-    pub(crate) proxies: Mutex<FxHashMap<Arc<str>, ProxyEntry>>,
+    /// Held for reading while something is evaluated, for writing while names are forgotten.
+    pub(crate) in_use: RwLock<()>,
+    pub(crate) proxies: ProxyTable,
     pub(crate) counters: Counters,
     /// The calls of sets of names, by type and by the set's address: equal sets are mostly one allocation, and a set of thousands
     /// of names is not to be hashed for each proxy. The set is kept, so that its address stays its own.
@@ -156,7 +149,8 @@ impl Engine {
             epoch: ArcSwap::from_pointee(Epoch { revision: 1, snapshot }),
             commit: RwLock::new(()),
             current: AtomicU64::new(1),
-            proxies: Mutex::default(),
+            in_use: RwLock::new(()),
+            proxies: ProxyTable::default(),
             counters: Counters::default(),
             subscriptions: RwLock::default(),
             retrying: Mutex::default(),
@@ -207,14 +201,16 @@ impl Engine {
             }
         }
         advance.dirty = self.memos.mark_dirty(readers, revision);
+        self.proxies.mark(affected, revision);
         self.epoch.store(Arc::new(Epoch { revision, snapshot }));
         advance
     }
 
     /// Moves to a snapshot about which nothing is known: every query is answered again.
     pub fn advance_all(&self, snapshot: Arc<dyn Snapshot>) -> Advance {
-        let kinds: Vec<Affected> = self.config.queries.iter().map(|decl| Affected::Kind(decl.kind)).collect();
-        self.advance(snapshot, &kinds)
+        let kinds = self.config.queries.iter().map(|decl| Affected::Kind(decl.kind));
+        let all: Vec<Affected> = kinds.chain([Affected::Proxies(Proxies::All)]).collect();
+        self.advance(snapshot, &all)
     }
 
     /// Puts plugins at their hook points, in place of those before.
@@ -260,21 +256,6 @@ impl Engine {
         self.decls.get(kind)
     }
 
-    /// Drops what no connected proxy uses. `spare_leaves` of each call are kept all the same, for changes that are taken back.
-    pub fn collect(&self, spare_leaves: usize) -> usize {
-        let _shared = self.commit.read();
-        let mut dropped = 0;
-        // Children become free when their parents went; a plan has four levels or so.
-        for _ in 0..8 {
-            let now = self.memos.collect(spare_leaves);
-            dropped += now;
-            if now == 0 {
-                break;
-            }
-        }
-        dropped
-    }
-
     /// Runs until no retry of a slow call is under way: for `render`, which has no second push.
     pub fn settle(&self) {
         while !self.retrying.lock().is_empty() {
@@ -294,7 +275,7 @@ impl Engine {
     /// The answer's fingerprint for a query about the proxy.
     pub(crate) fn proxy_fingerprint(&self, epoch: &Epoch, proxy: &ProxyState, id: QueryId) -> Option<Fingerprint> {
         if let Some(known) = proxy.known(id) {
-            return Some(known.fingerprint);
+            return Some(known);
         }
         match &self.queries.cell(id).question {
             Question::Proxy(query) => Some(proxy.answer(&*epoch.snapshot, id, query).fingerprint),

@@ -14,7 +14,8 @@ use crate::fault::{FailurePolicy, Fault, FaultKind};
 use crate::memo::{CallMemo, Faulted};
 use crate::metrics::add;
 use crate::node::{Leaf, Node};
-use crate::queries::{Cell, ProxyState, QueryId, Question};
+use crate::proxies::ProxyState;
+use crate::queries::{Cell, QueryId, Question};
 use crate::run::{self, Runner};
 use crate::trace::{Read, TraceTree};
 

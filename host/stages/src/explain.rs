@@ -85,12 +85,13 @@ impl Engine {
 
     /// The calls below a node, and the calls that they asked for.
     fn steps(self: &Arc<Self>, proxy: &Proxy, node: &Arc<Node>, depth: usize, steps: &mut Vec<Step>) {
+        let _in_use = self.in_use.read_recursive();
         let cx = self.cx(proxy);
         let epoch = cx.epoch.clone();
         let mut reads = Vec::new();
         let mut below = Vec::new();
         for (id, _) in node.leaf.reads.iter() {
-            let cell = self.queries.cell(*id);
+            let Some(cell) = self.queries.find(*id) else { continue };
             let objects = match &cell.question {
                 Question::Mesh(query) => self.mesh_answer(&epoch, &cell, query).objects.to_vec(),
                 Question::Derived(call) | Question::DerivedExists(call) => {

@@ -13,6 +13,7 @@
 //! purity audit checks it.
 
 pub mod calls;
+pub mod collect;
 pub mod component;
 pub mod engine;
 mod eval;
@@ -23,6 +24,7 @@ pub mod memo;
 pub mod metrics;
 pub mod node;
 pub mod plugins;
+mod proxies;
 pub mod queries;
 pub mod replay;
 mod run;

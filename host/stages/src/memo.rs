@@ -66,9 +66,13 @@ impl CallMemo {
         answer: impl FnMut(QueryId) -> Option<Fingerprint>,
     ) -> Option<(Arc<Node>, bool)> {
         let node = self.nodes.read().walk(answer)?;
-        let dirty_at = self.dirty_at.load(Ordering::Acquire);
-        let holds = dirty_at <= revision && node.verified_at.load(Ordering::Acquire) >= dirty_at;
+        let holds = node.holds(revision);
         Some((node, holds))
+    }
+
+    /// Is anything remembered of the call?
+    pub fn has_results(&self) -> bool {
+        !self.nodes.read().is_empty() || !self.traces.read().is_empty() || !self.faults.read().is_empty()
     }
 
     /// Remembers that a call refers to this one.
@@ -90,7 +94,8 @@ impl std::fmt::Debug for CallMemo {
 #[derive(Default)]
 pub struct Memos {
     ids: RwLock<FxHashMap<Call, CallId>>,
-    memos: RwLock<Vec<Arc<CallMemo>>>,
+    /// By number; empty where a call was forgotten.
+    memos: RwLock<Vec<Option<Arc<CallMemo>>>>,
 }
 
 impl Memos {
@@ -106,24 +111,42 @@ impl Memos {
         let mut memos = self.memos.write();
         let id = CallId::try_from(memos.len()).expect("fewer than 2^32 calls fit into memory");
         let memo = Arc::new(CallMemo::new(id, call.clone()));
-        memos.push(memo.clone());
+        memos.push(Some(memo.clone()));
         ids.insert(call, id);
         memo
     }
 
     /// The memo of a number.
+    ///
+    /// # Panics
+    /// When the call was forgotten: whoever holds a number that leads to a result keeps it from that.
     pub fn get(&self, id: CallId) -> Arc<CallMemo> {
-        self.memos.read()[id as usize].clone()
+        self.memos.read()[id as usize].clone().expect("a call that something refers to is not forgotten")
     }
 
     /// All memos.
     pub fn all(&self) -> Vec<Arc<CallMemo>> {
-        self.memos.read().clone()
+        self.memos.read().iter().flatten().cloned().collect()
     }
 
     /// Number of calls.
     pub fn len(&self) -> usize {
-        self.memos.read().len()
+        self.ids.read().len()
+    }
+
+    /// Forgets the calls that `keep` does not accept.
+    pub fn retain(&self, keep: impl Fn(CallId) -> bool) {
+        let mut ids = self.ids.write();
+        ids.retain(|_, id| keep(*id));
+        ids.shrink_to_fit();
+        for (id, memo) in (0..).zip(self.memos.write().iter_mut()) {
+            if !keep(id) {
+                *memo = None;
+            }
+            if let Some(memo) = memo {
+                memo.parents.write().retain(|parent| keep(*parent));
+            }
+        }
     }
 
     /// True when nothing was ever called.
@@ -137,7 +160,8 @@ impl Memos {
         let mut stack: Vec<CallId> = calls.into_iter().collect();
         let mut marked = 0;
         while let Some(id) = stack.pop() {
-            let memo = &memos[id as usize];
+            // Whoever read something and was forgotten since has nothing that could be stale.
+            let Some(memo) = &memos[id as usize] else { continue };
             if memo.dirty_at.swap(revision, Ordering::AcqRel) != revision {
                 marked += 1;
                 stack.extend(memo.parents.read().iter());

@@ -193,6 +193,12 @@ pub struct Node {
 }
 
 impl Node {
+    /// Is the node known to hold at a revision, for proxies of which it holds at all?
+    pub fn holds(&self, revision: u64) -> bool {
+        let dirty_at = self.memo.dirty_at.load(Ordering::Acquire);
+        dirty_at <= revision && self.verified_at.load(Ordering::Acquire) >= dirty_at
+    }
+
     /// The node of a call in this one or below: what a subscriber was last served of it.
     pub fn find(self: &Arc<Node>, memo: &Arc<CallMemo>) -> Option<Arc<Node>> {
         if Arc::ptr_eq(&self.memo, memo) {

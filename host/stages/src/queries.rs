@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 use rustc_hash::{FxHashMap, FxHashSet};
-use trysail_model::{Affected, Answer, Proxy, Query, Snapshot};
+use trysail_model::{Affected, Answer, Query};
 
 use crate::calls::CallId;
 
@@ -45,7 +45,8 @@ pub struct QueryDecl {
 #[derive(Default)]
 pub struct Queries {
     ids: RwLock<FxHashMap<Question, QueryId>>,
-    cells: RwLock<Vec<Arc<Cell>>>,
+    /// By number; empty where a query was forgotten.
+    cells: RwLock<Vec<Option<Arc<Cell>>>>,
     /// Mesh queries by kind, for changes that name a whole kind.
     by_kind: RwLock<FxHashMap<&'static str, Vec<QueryId>>>,
 }
@@ -72,11 +73,11 @@ impl Queries {
         }
         let mut cells = self.cells.write();
         let id = QueryId::try_from(cells.len()).expect("fewer than 2^32 queries fit into memory");
-        cells.push(Arc::new(Cell {
+        cells.push(Some(Arc::new(Cell {
             question: question.clone(),
             answer: RwLock::default(),
             readers: RwLock::default(),
-        }));
+        })));
         if let Question::Mesh(query) = question {
             self.by_kind.write().entry(query.kind).or_default().push(id);
         }
@@ -85,13 +86,41 @@ impl Queries {
     }
 
     /// The cell of a query.
+    ///
+    /// # Panics
+    /// When the query was forgotten: what is in a trace is not.
     pub fn cell(&self, id: QueryId) -> Arc<Cell> {
+        self.cells.read()[id as usize].clone().expect("a query in a trace is not forgotten")
+    }
+
+    /// The cell of a query, if it was not forgotten: of a result that was taken out of its tree and is only held on to.
+    pub fn find(&self, id: QueryId) -> Option<Arc<Cell>> {
         self.cells.read()[id as usize].clone()
     }
 
     /// Number of queries.
     pub fn len(&self) -> usize {
-        self.cells.read().len()
+        self.ids.read().len()
+    }
+
+    /// Forgets the queries that `keep` does not accept, and the readers of the others that `reads` does not. Returns how many
+    /// queries went.
+    pub fn retain(&self, keep: impl Fn(QueryId) -> bool, reads: impl Fn(CallId) -> bool) -> usize {
+        let mut ids = self.ids.write();
+        let before = ids.len();
+        ids.retain(|_, id| keep(*id));
+        ids.shrink_to_fit();
+        for (id, cell) in (0..).zip(self.cells.write().iter_mut()) {
+            if !keep(id) {
+                *cell = None;
+            }
+            if let Some(cell) = cell {
+                cell.readers.write().retain(|reader| reads(*reader));
+            }
+        }
+        let mut by_kind = self.by_kind.write();
+        by_kind.values_mut().for_each(|known| known.retain(|id| keep(*id)));
+        before - ids.len()
     }
 
     /// True when nothing was ever asked.
@@ -104,6 +133,7 @@ impl Queries {
         let cells = self.cells.read();
         cells
             .iter()
+            .flatten()
             .filter_map(|cell| if let Question::Mesh(q) = &cell.question { Some(q.clone()) } else { None })
             .collect()
     }
@@ -120,45 +150,15 @@ impl Queries {
                 Affected::Kind(kind) => found.extend(by_kind.get(kind).into_iter().flatten()),
                 Affected::Matching(kind, accepts) => {
                     found.extend(by_kind.get(kind).into_iter().flatten().filter(|id| {
-                        match &cells[**id as usize].question {
-                            Question::Mesh(query) => accepts(query),
-                            _ => false,
-                        }
+                        let cell = cells[**id as usize].as_ref();
+                        cell.is_some_and(|cell| matches!(&cell.question, Question::Mesh(query) if accepts(query)))
                     }));
                 }
+                Affected::Proxies(_) => {}
             }
         }
         found.sort_unstable();
         found.dedup();
         found
-    }
-}
-
-/// A proxy with the answers about it, which are pure in the proxy and so hold as long as it does.
-pub struct ProxyState {
-    /// The proxy.
-    pub proxy: Proxy,
-    answers: RwLock<FxHashMap<QueryId, Arc<Answer>>>,
-}
-
-impl ProxyState {
-    /// A proxy of which nothing was asked yet.
-    pub fn new(proxy: Proxy) -> Self {
-        ProxyState { proxy, answers: RwLock::default() }
-    }
-
-    /// The answer to a query about the proxy.
-    pub fn answer(&self, snapshot: &dyn Snapshot, id: QueryId, query: &Query) -> Arc<Answer> {
-        if let Some(known) = self.answers.read().get(&id) {
-            return known.clone();
-        }
-        let answer = Arc::new(snapshot.answer_about(&self.proxy, query));
-        self.answers.write().insert(id, answer.clone());
-        answer
-    }
-
-    /// The answer, if it was asked before.
-    pub fn known(&self, id: QueryId) -> Option<Arc<Answer>> {
-        self.answers.read().get(&id).cloned()
     }
 }

@@ -151,6 +151,7 @@ impl Recording {
 impl Engine {
     /// Runs a stage's function for a proxy and records it. `None` when the stage is not there or faults.
     pub fn record(self: &Arc<Self>, proxy: &Proxy, stage: &str, function: &str, args: &[&str]) -> Option<Recording> {
+        let _in_use = self.in_use.read_recursive();
         let memo = self.memos.of(Call::stage(stage, function, args));
         let guest = self.guests.read().get(stage).cloned()?;
         let mut cx: Cx = self.cx(proxy);

@@ -326,6 +326,7 @@ pub(crate) fn retry(engine: &Arc<Engine>, cx: &Cx, memo: &Arc<CallMemo>, reads: 
     let (engine, memo, mut cx) = (engine.clone(), memo.clone(), cx.clone());
     cx.stack.clear();
     let run = move || {
+        let _in_use = engine.in_use.read_recursive();
         let runner = Runner { engine: &engine, memo: &memo, limits: engine.config.limits.longer() };
         let ran = runner.run(&mut cx);
         match ran.result {

@@ -133,6 +133,27 @@ impl<T: Clone> TraceTree<T> {
         }
     }
 
+    /// Calls `visit` with every query of every trace, some of them more than once.
+    pub fn for_each_query(&self, visit: &mut impl FnMut(QueryId)) {
+        fn go<T>(node: &Node<T>, visit: &mut impl FnMut(QueryId)) {
+            node.run.iter().for_each(|(query, _)| visit(*query));
+            match &node.next {
+                Next::Leaf(_) => {}
+                Next::Few(query, edges) => {
+                    visit(*query);
+                    edges.iter().for_each(|(_, node)| go(node, visit));
+                }
+                Next::Many(query, edges) => {
+                    visit(*query);
+                    edges.values().for_each(|node| go(node, visit));
+                }
+            }
+        }
+        if let Some(root) = &self.root {
+            go(root, visit);
+        }
+    }
+
     /// Calls `visit` with every leaf.
     pub fn for_each(&self, visit: &mut impl FnMut(&T)) {
         fn go<T>(node: &Node<T>, visit: &mut impl FnMut(&T)) {

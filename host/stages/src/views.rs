@@ -5,16 +5,18 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use trysail_model::view::Provenance;
-use trysail_model::{Proxy, Translator, TypeUrl, View, Watched};
+use trysail_model::{Proxy, Translator, TypeUrl, View, Views, Watched};
 use trysail_sdk::Diagnostic;
 
 use crate::calls::Call;
-use crate::engine::{Engine, Epoch, ProxyEntry};
+use crate::engine::{Engine, Epoch};
 use crate::eval::Cx;
 use crate::fault::Fault;
 use crate::memo::CallMemo;
+use crate::metrics::add;
 use crate::node::Node;
-use crate::queries::{ProxyState, Question};
+use crate::proxies::{Held, ProxyState};
+use crate::queries::Question;
 
 /// Sets of names found by address; above this all are looked up by content once more.
 const MAX_SUBSCRIPTIONS: usize = 10_000;
@@ -31,16 +33,16 @@ pub struct Served {
 
 impl Engine {
     /// The root call of what is watched of a type.
-    pub(crate) fn root(&self, type_url: &str, watched: &Watched) -> Option<Arc<CallMemo>> {
+    fn root(&self, type_url: &str, watched: &Watched) -> Option<(&'static str, Arc<CallMemo>)> {
         let root = self.config.roots.iter().find(|root| root.type_url == type_url)?;
         let names = match watched {
             Watched::Names(names) if root.named => names,
             _ if root.named => return None,
-            _ => return Some(self.memos.of(Call::stage(root.stage, root.function, &[]))),
+            _ => return Some((root.type_url, self.memos.of(Call::stage(root.stage, root.function, &[])))),
         };
         let key = (root.type_url, Arc::as_ptr(names) as usize);
         if let Some((_, memo)) = self.subscriptions.read().get(&key) {
-            return Some(memo.clone());
+            return Some((root.type_url, memo.clone()));
         }
         let memo = self.memos.of(Call::Names {
             stage: root.stage.into(),
@@ -53,82 +55,91 @@ impl Engine {
             subscriptions.clear();
         }
         subscriptions.insert(key, (names.clone(), memo.clone()));
-        Some(memo)
+        Some((root.type_url, memo))
     }
 
-    /// The proxy's state at an epoch, and what it was last served of a type.
-    fn state(&self, epoch: &Epoch, proxy: &Proxy, type_url: &TypeUrl) -> (Arc<ProxyState>, Option<Arc<Node>>) {
-        let mut proxies = self.proxies.lock();
-        let entry = proxies.entry(proxy.node_id.clone()).or_insert_with(|| ProxyEntry {
-            state: Arc::new(ProxyState::new(epoch.snapshot.refresh(proxy).unwrap_or_else(|| proxy.clone()))),
-            introduced: proxy.clone(),
-            refreshed_at: epoch.revision,
-            served: Default::default(),
-        });
-        let introduced_anew =
-            !Arc::ptr_eq(&entry.introduced.metadata, &proxy.metadata) && entry.introduced.metadata != proxy.metadata;
-        if introduced_anew {
-            entry.introduced = proxy.clone();
-            entry.state = Arc::new(ProxyState::new(epoch.snapshot.refresh(proxy).unwrap_or_else(|| proxy.clone())));
-        } else if entry.refreshed_at != epoch.revision
-            && let Some(fresh) = epoch.snapshot.refresh(&entry.state.proxy)
-        {
-            entry.state = Arc::new(ProxyState::new(fresh));
-        }
-        entry.refreshed_at = epoch.revision;
-        (entry.state.clone(), entry.served.get(type_url).cloned())
-    }
-
-    /// The resources of one type for a proxy, at an epoch.
+    /// The resources of several types for a proxy, all at one epoch, and the proxy as of it.
     pub(crate) fn serve(
         self: &Arc<Self>,
         epoch: &Arc<Epoch>,
         proxy: &Proxy,
-        type_url: &TypeUrl,
-        watched: &Watched,
-    ) -> Served {
-        let Some(root) = self.root(type_url.as_str(), watched) else {
-            return Served { revision: epoch.revision, node: None, faults: Vec::new() };
-        };
-        let (state, held) = self.state(epoch, proxy, type_url);
-        let faults = Arc::new(Mutex::new(Vec::new()));
-        let mut cx =
-            Cx { epoch: epoch.clone(), proxy: state, held: held.clone(), stack: Vec::new(), faults: faults.clone() };
-        let node = match self.eval(&mut cx, &root) {
-            Ok(node) => Some(node),
-            Err(fault) => {
-                faults.lock().push(fault);
-                held
-            }
-        };
-        if let (Some(node), Some(entry)) = (&node, self.proxies.lock().get_mut(&proxy.node_id)) {
-            entry.served.insert(type_url.clone(), node.clone());
+        wanted: &[(TypeUrl, Watched)],
+    ) -> (Arc<Proxy>, Vec<Served>) {
+        let _in_use = self.in_use.read_recursive();
+        let roots: Vec<_> = wanted.iter().map(|(type_url, watched)| self.root(type_url.as_str(), watched)).collect();
+        let types: Vec<&'static str> = roots.iter().map(|root| root.as_ref().map_or("", |(of, _)| of)).collect();
+        let (state, held) = self.proxies.fetch(epoch, proxy, &types);
+        let mut now = Vec::with_capacity(wanted.len());
+        let served: Vec<Served> = roots
+            .iter()
+            .zip(held)
+            .map(|(root, held)| {
+                let Some((type_url, root)) = root else {
+                    return Served { revision: epoch.revision, node: None, faults: Vec::new() };
+                };
+                let same = held.as_ref().is_some_and(|held| Arc::ptr_eq(&held.state, &state));
+                if let Some(held) = &held
+                    && same
+                    && !held.node.degraded
+                    && Arc::ptr_eq(&held.node.memo, root)
+                    && held.node.holds(epoch.revision)
+                {
+                    add(&self.counters.hits);
+                    return Served { revision: epoch.revision, node: Some(held.node.clone()), faults: Vec::new() };
+                }
+                let (node, faults) = self.evaluate(epoch, &state, root, held.as_ref().map(|held| &held.node));
+                // What is held on to was not made for this state, so it is not noted as if it were.
+                now.extend(node.clone().map(|node| (*type_url, Held { node, state: state.clone() })));
+                let node = node.or_else(|| held.map(|held| held.node));
+                Served { revision: epoch.revision, node, faults }
+            })
+            .collect();
+        if !now.is_empty() {
+            self.proxies.served(proxy, now);
         }
+        (state.proxy.clone(), served)
+    }
+
+    /// The node of a root, if a fault does not prevent it, and the faults met.
+    fn evaluate(
+        self: &Arc<Self>,
+        epoch: &Arc<Epoch>,
+        state: &Arc<ProxyState>,
+        root: &Arc<CallMemo>,
+        held: Option<&Arc<Node>>,
+    ) -> (Option<Arc<Node>>, Vec<Fault>) {
+        let faults = Arc::new(Mutex::new(Vec::new()));
+        let (epoch, proxy) = (epoch.clone(), state.clone());
+        let mut cx = Cx { epoch, proxy, held: held.cloned(), stack: Vec::new(), faults: faults.clone() };
+        let node = self.eval(&mut cx, root).map_err(|fault| faults.lock().push(fault)).ok();
         let faults = std::mem::take(&mut *faults.lock());
-        Served { revision: epoch.revision, node, faults }
+        (node, faults)
     }
 
     /// The resources of one type for a proxy at the present snapshot.
     pub fn resources(self: &Arc<Self>, proxy: &Proxy, type_url: &TypeUrl, watched: &Watched) -> Served {
         let epoch = self.epoch.load_full();
-        self.serve(&epoch, proxy, type_url, watched)
+        let (_, served) = self.serve(&epoch, proxy, &[(type_url.clone(), watched.clone())]);
+        served.into_iter().next().expect("one type was asked for")
     }
 
     /// The node of a call for a proxy at the present snapshot.
     pub(crate) fn node_of(self: &Arc<Self>, proxy: &Proxy, call: u32) -> Result<Arc<Node>, Fault> {
+        let _in_use = self.in_use.read_recursive();
         self.eval(&mut self.cx(proxy), &self.memos.get(call))
     }
 
     /// A context for a proxy at the present snapshot.
     pub(crate) fn cx(self: &Arc<Self>, proxy: &Proxy) -> Cx {
         let epoch = self.epoch.load_full();
-        let (state, _) = self.state(&epoch, proxy, &TypeUrl::from(""));
+        let (state, _) = self.proxies.fetch(&epoch, proxy, &[]);
         Cx { epoch, proxy: state, held: None, stack: Vec::new(), faults: Arc::default() }
     }
 
     /// Calls `visit` with every node behind some nodes: what they put in place, and what they asked other calls for. Each leaf
     /// once, in order.
     fn behind(self: &Arc<Self>, proxy: &Proxy, nodes: &[Arc<Node>], mut visit: impl FnMut(&Arc<Node>)) {
+        let _in_use = self.in_use.read_recursive();
         let mut seen = rustc_hash::FxHashSet::default();
         let mut todo: Vec<Arc<Node>> = nodes.iter().rev().cloned().collect();
         while let Some(node) = todo.pop() {
@@ -138,7 +149,8 @@ impl Engine {
             visit(&node);
             todo.extend(node.children.iter().rev().cloned());
             for (id, _) in node.leaf.reads.iter() {
-                if let Question::Derived(call) | Question::DerivedExists(call) = &self.queries.cell(*id).question {
+                let Some(cell) = self.queries.find(*id) else { continue };
+                if let Question::Derived(call) | Question::DerivedExists(call) = &cell.question {
                     todo.extend(self.node_of(proxy, *call));
                 }
             }
@@ -159,6 +171,7 @@ impl Engine {
 
     /// Objects and stages behind a node.
     pub(crate) fn provenance_of(self: &Arc<Self>, proxy: &Proxy, node: &Arc<Node>) -> Provenance {
+        let _in_use = self.in_use.read_recursive();
         let cx = self.cx(proxy);
         let epoch = cx.epoch.clone();
         let mut stages: Vec<String> = Vec::new();
@@ -170,7 +183,7 @@ impl Engine {
                 stages.push(guest.to_owned());
             }
             for (id, _) in node.leaf.reads.iter() {
-                let cell = self.queries.cell(*id);
+                let Some(cell) = self.queries.find(*id) else { continue };
                 match &cell.question {
                     Question::Mesh(query) => {
                         objects.extend(self.mesh_answer(&epoch, &cell, query).objects.iter().cloned());
@@ -202,24 +215,17 @@ impl Translator for EngineTranslator {
         self.0.revision()
     }
 
-    fn admit(&self, proxy: Proxy) -> Proxy {
-        self.0.snapshot().refresh(&proxy).unwrap_or(proxy)
-    }
-
-    fn views(&self, proxy: &Proxy, wanted: &[(TypeUrl, Watched)], held: &[Option<Arc<View>>]) -> (u64, Vec<Arc<View>>) {
+    fn views(&self, proxy: &Proxy, wanted: &[(TypeUrl, Watched)], held: &[Option<Arc<View>>]) -> Views {
         let epoch = self.0.epoch.load_full();
-        let views = wanted.iter().zip(held.iter().map(Some).chain(std::iter::repeat(None))).map(
-            |((type_url, watched), held)| {
-                let served = self.0.serve(&epoch, proxy, type_url, watched);
-                match (served.node, held.cloned().flatten()) {
-                    (Some(node), _) => node.entries.view(),
-                    // A fault at the very root, and nothing of an earlier push known to the engine.
-                    (None, Some(held)) if !served.faults.is_empty() => held,
-                    (None, _) => empty_view(),
-                }
-            },
-        );
-        (epoch.revision, views.collect())
+        let (proxy, served) = self.0.serve(&epoch, proxy, wanted);
+        let views = served.into_iter().zip(held.iter().map(Some).chain(std::iter::repeat(None)));
+        let views = views.map(|(served, held)| match (served.node, held.cloned().flatten()) {
+            (Some(node), _) => node.entries.view(),
+            // A fault at the very root, and nothing of an earlier push known to the engine.
+            (None, Some(held)) if !served.faults.is_empty() => held,
+            (None, _) => empty_view(),
+        });
+        Views { revision: epoch.revision, proxy, views: views.collect() }
     }
 
     fn provenance(&self, proxy: &Proxy, type_url: &TypeUrl, name: &str) -> Provenance {
@@ -234,7 +240,7 @@ impl Translator for EngineTranslator {
     }
 
     fn forget(&self, proxy: &Proxy) {
-        self.0.proxies.lock().remove(&proxy.node_id);
+        self.0.proxies.forget(proxy);
     }
 }
 

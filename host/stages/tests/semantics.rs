@@ -159,8 +159,36 @@ fn what_no_live_proxy_holds_may_go() {
     }
     let want = resources(&engine, &p);
     let dropped = engine.collect(1);
-    assert!(dropped > 150, "leaves of a and c, nodes: {dropped}");
+    assert!(dropped.results > 150, "leaves of a and c, nodes: {dropped:?}");
     assert_eq!(work(&engine, || assert_eq!(resources(&engine, &p), want)).runs, 0, "what is in use stays");
+}
+
+#[test]
+fn names_of_what_is_long_gone_go() {
+    let mut now = world();
+    let engine = engine(&now);
+    let p = proxy("p", "x", "1");
+    let mut known = 0;
+    for i in 0..200 {
+        let (name, text) = (format!("n{i}"), format!("{i}"));
+        let next =
+            World::default().list("plan", &["a", "c", &name]).text("a", "one").text("c", "see a").text(&name, &text);
+        go(&engine, &mut now, next);
+        resources(&engine, &p);
+        if i % 50 == 49 {
+            let dropped = engine.collect(0);
+            assert!(dropped.calls >= 49 && dropped.queries >= 49, "{dropped:?}");
+            known = engine.live_queries().len();
+            assert!(known < 10, "{known} queries for three names");
+        }
+    }
+    let want = resources(&engine, &p);
+    // What is left is all that is needed, and changes still find their readers.
+    assert_eq!(work(&engine, || assert_eq!(resources(&engine, &p), want)).runs, 0);
+    let next = now.clone().text("a", "two");
+    go(&engine, &mut now, next);
+    assert_eq!(work(&engine, || assert_ne!(resources(&engine, &p), want)).runs, 2, "a, and c which asks for it");
+    assert_eq!(resources(&engine, &p), resources(&support::engine(&now), &p));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use trysail_model::{Fingerprint, Proxy, Resource, ResourceName, Translator, View, Watched};
+use trysail_model::{Fingerprint, Proxy, Resource, ResourceName, Translator, View, Views, Watched};
 
 use crate::diff::DeltaCache;
 use crate::kind::Kind;
@@ -78,12 +78,11 @@ impl Job {
         loop {
             let before = translator.revision();
             let is_full = self.is_full || self.served != Some(before);
-            let proxy = if is_full { refresh(translator, &self.proxy) } else { self.proxy.clone() };
             let types: Vec<&TypeJob> = self.types.iter().filter(|t| is_full || self.is_wanted(t)).collect();
             let wanted: Vec<_> = types.iter().map(|t| (t.kind.url().clone(), t.watched.clone())).collect();
             let held: Vec<_> = types.iter().map(|t| t.sent.clone()).collect();
-            let (revision, views) = translator.views(&proxy, &wanted, &held);
-            // The proxy, and types that were left out, are of the snapshot before; so is what the client has, then.
+            let Views { revision, proxy, views } = translator.views(&self.proxy, &wanted, &held);
+            // Types that were left out are of the snapshot before; so is what the client has, then.
             if revision != before && attempt < MAX_ATTEMPTS {
                 attempt += 1;
                 continue;
@@ -128,11 +127,6 @@ struct Warming {
     clusters: Option<Arc<View>>,
     /// Clusters that this set changes: Envoy warms them, and waits for their endpoints even if it had them.
     names: Vec<ResourceName>,
-}
-
-fn refresh(translator: &dyn Translator, proxy: &Arc<Proxy>) -> Arc<Proxy> {
-    let now = translator.admit(Proxy::clone(proxy));
-    if now == **proxy { proxy.clone() } else { Arc::new(now) }
 }
 
 fn reply(protocol: Protocol, t: &TypeJob, view: &Arc<View>, warming: &Warming, deltas: &DeltaCache) -> Reply {

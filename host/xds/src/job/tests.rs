@@ -149,13 +149,10 @@ impl Translator for Restless {
         if revisions.len() > 1 { revisions.remove(0) } else { revisions[0] }
     }
 
-    fn admit(&self, proxy: Proxy) -> Proxy {
-        proxy
-    }
-
-    fn views(&self, _: &Proxy, wanted: &[(TypeUrl, Watched)], _: &[Option<Arc<View>>]) -> (u64, Vec<Arc<View>>) {
+    fn views(&self, proxy: &Proxy, wanted: &[(TypeUrl, Watched)], _: &[Option<Arc<View>>]) -> Views {
         let revision = self.revision();
-        (revision, wanted.iter().map(|_| view(revision, &[("a", &revision.to_string())])).collect())
+        let views = wanted.iter().map(|_| view(revision, &[("a", &revision.to_string())])).collect();
+        Views { revision, proxy: Arc::new(proxy.clone()), views }
     }
 
     fn provenance(&self, _: &Proxy, _: &TypeUrl, _: &str) -> Provenance {

@@ -12,7 +12,9 @@ use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use trysail_model::view::Provenance;
-use trysail_model::{Fingerprint, ObjectRef, Proxy, Resource, ResourceName, Rope, Translator, TypeUrl, View, Watched};
+use trysail_model::{
+    Fingerprint, ObjectRef, Proxy, Resource, ResourceName, Rope, Translator, TypeUrl, View, Views, Watched,
+};
 use trysail_xds::{Config, Metrics, PushInfo, PushReport, Server};
 
 /// How long a test waits for what must come. Nothing waits so long unless it fails.
@@ -108,11 +110,7 @@ impl Translator for Fake {
         self.state.lock().revision
     }
 
-    fn admit(&self, proxy: Proxy) -> Proxy {
-        proxy
-    }
-
-    fn views(&self, _: &Proxy, wanted: &[(TypeUrl, Watched)], held: &[Option<Arc<View>>]) -> (u64, Vec<Arc<View>>) {
+    fn views(&self, proxy: &Proxy, wanted: &[(TypeUrl, Watched)], held: &[Option<Arc<View>>]) -> Views {
         assert_eq!(wanted.len(), held.len());
         self.n_calls.fetch_add(1, Ordering::Relaxed);
         let mut state = self.state.lock();
@@ -120,7 +118,8 @@ impl Translator for Fake {
             self.changed.wait(&mut state);
         }
         assert!(!self.panics.load(Ordering::Relaxed), "told to panic");
-        (state.revision, wanted.iter().map(|(type_url, watched)| self.view(&state, type_url, watched)).collect())
+        let views = wanted.iter().map(|(type_url, watched)| self.view(&state, type_url, watched)).collect();
+        Views { revision: state.revision, proxy: Arc::new(proxy.clone()), views }
     }
 
     fn provenance(&self, _: &Proxy, type_url: &TypeUrl, name: &str) -> Provenance {

@@ -1,0 +1,102 @@
+//! Forgetting: what no connected proxy leads to any more, results first, then the names of calls and queries.
+//!
+//! Names are numbers, and a number may be on its way in a run from where it was learnt to where something is remembered under
+//! it. So results go at any time, and names only while nobody evaluates. A number is never given out again.
+
+use std::sync::Arc;
+
+use rustc_hash::FxHashSet;
+
+use crate::calls::{Call, CallId};
+use crate::engine::Engine;
+use crate::memo::CallMemo;
+use crate::queries::{QueryId, Question};
+
+/// What a collection dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Nodes and leaves.
+    pub results: usize,
+    /// Calls of which nothing is remembered and that nothing refers to.
+    pub calls: usize,
+    /// Queries in no trace.
+    pub queries: usize,
+}
+
+impl Engine {
+    /// Drops what no connected proxy uses. `spare_leaves` of each call are kept all the same, for changes that are taken back.
+    pub fn collect(&self, spare_leaves: usize) -> Collected {
+        let mut results = 0;
+        {
+            let _shared = self.commit.read();
+            // Children become free when their parents went; a plan has four levels or so.
+            for _ in 0..8 {
+                let now = self.memos.collect(spare_leaves);
+                results += now;
+                if now == 0 {
+                    break;
+                }
+            }
+        }
+        let (calls, queries) = self.collect_names();
+        Collected { results, calls, queries }
+    }
+
+    /// Drops calls without results and queries without traces; the numbers of both.
+    fn collect_names(&self) -> (usize, usize) {
+        let _alone = self.in_use.write();
+        // One reference in here, one in the call; a third is a stream's.
+        self.subscriptions.write().retain(|_, (names, _)| Arc::strong_count(names) > 2);
+        let all = self.memos.all();
+        let mut live = Live::default();
+        for memo in &all {
+            // One reference in the table, one in `all`; a third is a leaf's or a node's.
+            if Arc::strong_count(memo) > 2 || memo.has_results() {
+                live.call(memo.id);
+            }
+        }
+        while let Some(id) = live.todo.pop() {
+            live.look(self, &self.memos.get(id));
+        }
+        let before = all.len();
+        drop(all);
+        self.memos.retain(|id| live.calls.contains(&id));
+        let queries = self.queries.retain(|id| live.queries.contains(&id), |id| live.calls.contains(&id));
+        (before - live.calls.len(), queries)
+    }
+}
+
+/// What is found to be in use, and what of it was not looked at yet.
+#[derive(Default)]
+struct Live {
+    calls: FxHashSet<CallId>,
+    queries: FxHashSet<QueryId>,
+    todo: Vec<CallId>,
+}
+
+impl Live {
+    fn call(&mut self, id: CallId) {
+        if self.calls.insert(id) {
+            self.todo.push(id);
+        }
+    }
+
+    /// Everything that a call refers to by number.
+    fn look(&mut self, engine: &Engine, memo: &CallMemo) {
+        if let Call::Hook { inner: Some(inner), .. } | Call::Plugin { inner: Some(inner), .. } = &memo.call {
+            self.call(*inner);
+        }
+        let mut asked = FxHashSet::default();
+        let mut note = |id: QueryId| drop(asked.insert(id));
+        memo.traces.read().for_each_query(&mut note);
+        memo.nodes.read().for_each_query(&mut note);
+        memo.faults.read().for_each_query(&mut note);
+        for id in asked {
+            if self.queries.insert(id)
+                && let Question::Derived(call) | Question::DerivedExists(call) = &engine.queries.cell(id).question
+            {
+                self.call(*call);
+            }
+        }
+    }
+}
