@@ -5,7 +5,7 @@
 //! credential of a secret service that the mesh does not know is reported; nothing here rejects.
 
 use trysail_sdk::facts::{
-    GatewayServer, MergedGateway, Object, Protocol, ServiceSummaries, VirtualServiceSummaries, VirtualServiceSummary,
+    GatewayServer, Object, Protocol, ServiceSummaries, VirtualServiceSummaries, VirtualServiceSummary,
 };
 use trysail_sdk::proto::any::pack;
 use trysail_sdk::proto::envoy::config::core::v3::{TransportSocket, transport_socket};
@@ -14,6 +14,7 @@ use trysail_sdk::proto::istio::networking::v1alpha3::server_tls_settings::TlSmod
 use trysail_sdk::proto::istio::networking::v1alpha3::{
     Gateway, L4MatchAttributes, RouteDestination, Server, TlsMatchAttributes, VirtualService,
 };
+use trysail_sdk::proto::protocol;
 use trysail_sdk::{Ctx, Failure, Item, Message, Output, Severity, hosts};
 
 use crate::chain::Chain;
@@ -62,22 +63,31 @@ pub fn names_of(hosts: &[String]) -> Vec<String> {
     names
 }
 
-/// A Gateway's server with what the merge made of it.
+/// A Gateway's server, and what of it decides about routes.
 struct Place {
     server: Server,
-    merged: GatewayServer,
+    summary: GatewayServer,
 }
 
 /// The server of a Gateway by its place; none when it is gone.
 fn place(ctx: &Ctx<'_>, key: &str, index: &str) -> Result<Option<Place>, Failure> {
-    let index: usize =
-        index.parse().map_err(|_| Failure::BadArguments(format!("{index:?} is no place of a server")))?;
+    let bad = || Failure::BadArguments(format!("{index:?} is no place of a server"));
+    let index: u32 = index.parse().map_err(|_| bad())?;
     let Some((_, spec)) = ctx.object::<Gateway>("Gateway", key)? else { return Ok(None) };
-    let Some(server) = spec.servers.into_iter().nth(index) else { return Ok(None) };
-    let merged: MergedGateway = ctx.derived("scope", "merged-gateway", &[])?.unwrap_or_default();
-    let mut all = merged.ports.into_iter().flat_map(|port| port.servers);
-    let found = all.find(|one| one.gateway == key && usize::try_from(one.index) == Ok(index));
-    Ok(found.map(|merged| Place { server, merged }))
+    let at = usize::try_from(index).map_err(|_| bad())?;
+    let Some(server) = spec.servers.into_iter().nth(at) else { return Ok(None) };
+    let port = server.port.clone().unwrap_or_default();
+    let summary = GatewayServer {
+        gateway: key.to_owned(),
+        index,
+        port: port.number,
+        protocol: protocol::parse(&port.protocol).into(),
+        hosts: hosts::of_server(&server.hosts, key.split_once('/').map_or("", |(namespace, _)| namespace)),
+        has_tls: server.tls.is_some(),
+        tls_mode: server.tls.as_ref().map_or(0, |tls| tls.mode),
+        ..Default::default()
+    };
+    Ok(Some(Place { server, summary }))
 }
 
 /// `listeners/gateway-https-chain` GATEWAY, INDEX, LISTENER, `tcp` or `quic`, ROUTES: the chain of an HTTPS server.
@@ -86,20 +96,20 @@ pub fn https(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
     let bad = || Failure::BadArguments(format!("gateway-https-chain({})", args.join(", ")));
     let [gateway, index, listener, transport, routes] = args else { return Err(bad()) };
     let transport = Transport::parse(transport).ok_or_else(bad)?;
-    let Some(Place { server, merged }) = place(ctx, gateway, index)? else { return Ok(output) };
+    let Some(Place { server, summary }) = place(ctx, gateway, index)? else { return Ok(output) };
     let http3 = transport == Transport::Quic;
-    let mut manager = manager(listener, routes, Protocol::Https, merged.port, http3);
+    let mut manager = manager(listener, routes, Protocol::Https, summary.port, http3);
     if !server.name.is_empty() {
         manager.stat_prefix.clone_from(&server.name);
     }
     let chain = Chain {
-        sni: names_of(&merged.hosts),
-        filters: http_filters(manager, merged.port),
+        sni: names_of(&summary.hosts),
+        filters: http_filters(manager, summary.port),
         socket: socket(ctx, &server, if http3 { Inside::Http3 } else { Inside::Http })?,
         ..Default::default()
     };
     output.item(Item::new("chain", chain.message(gateway::connect_timeout(ctx)?)));
-    diagnose_credentials(ctx, &server, &merged, &mut output)?;
+    diagnose_credentials(ctx, &server, &summary, &mut output)?;
     Ok(output)
 }
 
@@ -107,15 +117,15 @@ pub fn https(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
 fn diagnose_credentials(
     ctx: &Ctx<'_>,
     server: &Server,
-    merged: &GatewayServer,
+    summary: &GatewayServer,
     output: &mut Output,
 ) -> Result<(), Failure> {
     let Some(settings) = &server.tls else { return Ok(()) };
     for name in settings.credential_names.iter().chain([&settings.credential_name]).filter(|name| !name.is_empty()) {
         if secrets::served(ctx, name)?.is_none() {
-            let field = gateway::field(merged, ".tls.credentialName");
+            let field = gateway::field(summary, ".tls.credentialName");
             let why = format!("{name} is of the mesh's external secret service, which is no service of the mesh");
-            output.diagnose(Severity::Error, gateway::title(merged), field, why);
+            output.diagnose(Severity::Error, gateway::title(summary), field, why);
         }
     }
     Ok(())
@@ -203,20 +213,20 @@ pub fn tcp(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
     let [gateway, index] = args else {
         return Err(Failure::BadArguments(format!("gateway-tcp-chain({})", args.join(", "))));
     };
-    let Some(Place { server, merged }) = place(ctx, gateway, index)? else { return Ok(output) };
-    let all = rules(ctx, &merged, |rule| rule.has_tcp || rule.has_tls)?;
-    let Some((rules, routes)) = all.iter().find_map(|rules| Some((rules, rules.tcp_routes(&merged)?))) else {
+    let Some(Place { server, summary }) = place(ctx, gateway, index)? else { return Ok(output) };
+    let all = rules(ctx, &summary, |rule| rule.has_tcp || rule.has_tls)?;
+    let Some((rules, routes)) = all.iter().find_map(|rules| Some((rules, rules.tcp_routes(&summary)?))) else {
         return Ok(output);
     };
     let mut filters = Message::default();
-    if merged.has_tls && TlSmode::try_from(merged.tls_mode) == Ok(TlSmode::IstioMutual) {
+    if summary.has_tls && TlSmode::try_from(summary.tls_mode) == Ok(TlSmode::IstioMutual) {
         filters = filters.hole(CHAIN_FILTERS, own("metadata-exchange", [""; 0]));
     }
     // Only where it is no HTTP by its name may the mesh's exchange of metadata be offered.
-    let inside = if merged.protocol() == Protocol::Https { Inside::Http } else { Inside::Tcp };
+    let inside = if summary.protocol() == Protocol::Https { Inside::Http } else { Inside::Tcp };
     let chain = Chain {
-        sni: if merged.has_tls { names_of(&merged.hosts) } else { Vec::new() },
-        filters: router(ctx, &server, &merged, &stat_pattern(ctx)?).filters(filters, routes, rules.owner())?,
+        sni: if summary.has_tls { names_of(&summary.hosts) } else { Vec::new() },
+        filters: router(ctx, &server, &summary, &stat_pattern(ctx)?).filters(filters, routes, rules.owner())?,
         socket: socket(ctx, &server, inside)?,
         ..Default::default()
     };
@@ -228,13 +238,13 @@ fn stat_pattern(ctx: &Ctx<'_>) -> Result<String, Failure> {
     Ok(ctx.mesh_config(&["outbound_cluster_stat_name"])?.outbound_cluster_stat_name)
 }
 
-fn router<'a>(ctx: &'a Ctx<'a>, server: &'a Server, merged: &GatewayServer, stat_pattern: &'a str) -> Router<'a> {
+fn router<'a>(ctx: &'a Ctx<'a>, server: &'a Server, summary: &GatewayServer, stat_pattern: &'a str) -> Router<'a> {
     Router {
         ctx,
         direction: DIRECTION,
-        port: merged.port,
+        port: summary.port,
         port_name: server.port.as_ref().map_or("", |port| port.name.as_str()),
-        protocol: merged.protocol(),
+        protocol: summary.protocol(),
         service: "",
         stat_pattern,
     }
@@ -284,14 +294,18 @@ pub fn passed_on(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
     let bad = || Failure::BadArguments(format!("gateway-tls-chain({})", args.join(", ")));
     let [gateway, index, rule, tls, at] = args else { return Err(bad()) };
     let (tls, at): (usize, usize) = (tls.parse().map_err(|_| bad())?, at.parse().map_err(|_| bad())?);
-    let Some(Place { server, merged }) = place(ctx, gateway, index)? else { return Ok(output) };
+    let Some(Place { server, summary }) = place(ctx, gateway, index)? else { return Ok(output) };
     let Some((_, spec)) = ctx.object::<VirtualService>("VirtualService", rule)? else { return Ok(output) };
     let Some(route) = spec.tls.get(tls) else { return Ok(output) };
     let Some(found) = route.r#match.get(at) else { return Ok(output) };
     let owner = rule.split_once('/').unwrap_or_default();
     let chain = Chain {
         sni: found.sni_hosts.clone(),
-        filters: router(ctx, &server, &merged, &stat_pattern(ctx)?).filters(Message::default(), &route.route, owner)?,
+        filters: router(ctx, &server, &summary, &stat_pattern(ctx)?).filters(
+            Message::default(),
+            &route.route,
+            owner,
+        )?,
         ..Default::default()
     };
     output.item(Item::new("chain", chain.message(gateway::connect_timeout(ctx)?)));

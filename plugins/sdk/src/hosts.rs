@@ -35,6 +35,19 @@ pub fn qualify(host: &str, namespace: &str, domain: &str) -> String {
     format!("{host}.{namespace}.svc.{domain}")
 }
 
+/// Hosts of a Gateway's server, `.` and `*` as namespaces resolved: `namespace/host` where it is for one namespace only.
+pub fn of_server(hosts: &[String], namespace: &str) -> Vec<String> {
+    if hosts.iter().any(|host| host == "*/*") {
+        return vec!["*".to_owned()];
+    }
+    let resolved = |host: &String| match host.split_once('/') {
+        Some((".", name)) => format!("{namespace}/{name}"),
+        Some(("*", name)) => name.to_owned(),
+        _ => host.clone(),
+    };
+    hosts.iter().map(resolved).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -44,6 +57,14 @@ mod tests {
         assert!(subset_of("a.b.com", "*.b.com") && subset_of("*.a.b.com", "*.b.com") && subset_of("x", "*"));
         assert!(!subset_of("*.b.com", "a.b.com") && !subset_of("b.com", "*.b.com"));
         assert!(overlap("*.com", "a.com") && !overlap("a.com", "b.com"));
+    }
+
+    #[test]
+    fn hosts_of_servers_have_namespaces_that_matter() {
+        let hosts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let found = of_server(&hosts(&["./a.test", "*/b.test", "team/c.test", "d.test"]), "edge");
+        assert_eq!(found, ["edge/a.test", "b.test", "team/c.test", "d.test"]);
+        assert_eq!(of_server(&hosts(&["a.test", "*/*"]), "edge"), ["*"]);
     }
 
     #[test]

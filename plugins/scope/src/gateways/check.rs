@@ -9,7 +9,7 @@ use trysail_sdk::proto::istio::networking::v1alpha3::server_tls_settings::TlSmod
 use trysail_sdk::proto::istio::networking::v1alpha3::{Gateway, ServerTlsSettings};
 use trysail_sdk::{Ctx, Failure, Output, Severity, hosts};
 
-use super::{KIND, merge, title};
+use super::{KIND, title};
 
 /// `scope/gateway-check GATEWAY`: looks at a Gateway and at the VirtualServices that are bound to it.
 pub fn check(ctx: &Ctx, key: &str) -> Result<Output, Failure> {
@@ -22,11 +22,12 @@ pub fn check(ctx: &Ctx, key: &str) -> Result<Output, Failure> {
         }
     }
     let namespace = key.split_once('/').map_or("", |(namespace, _)| namespace);
-    let served: Vec<Vec<String>> = gateway.servers.iter().map(|server| merge::hosts_of(server, namespace)).collect();
+    let served = gateway.servers.iter().map(|server| hosts::of_server(&server.hosts, namespace));
+    let served: BTreeSet<String> = served.flatten().collect();
     let bound: Option<VirtualServiceSummaries> = ctx.derived("scope", "gateway-virtual-services", &[key])?;
     for rule in bound.unwrap_or_default().virtual_services {
         for (i, host) in rule.hosts.iter().enumerate() {
-            if !served.iter().flatten().any(|server| takes(server, host, &rule.namespace)) {
+            if !served.iter().any(|server| takes(server, host, &rule.namespace)) {
                 let why = format!("no server of Gateway {key} takes {host}");
                 output.diagnose(Severity::Warning, rule_title(&rule), format!("spec.hosts[{i}]"), why);
             }

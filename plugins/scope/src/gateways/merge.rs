@@ -14,7 +14,7 @@ use trysail_sdk::facts::{GatewayPort, GatewayRoutes, GatewayServer, MergedGatewa
 use trysail_sdk::proto::istio::networking::v1alpha3::server_tls_settings::TlSmode;
 use trysail_sdk::proto::istio::networking::v1alpha3::{Gateway, Server};
 use trysail_sdk::proto::protocol;
-use trysail_sdk::{Ctx, Failure, Output, Severity};
+use trysail_sdk::{Ctx, Failure, Output, Severity, hosts};
 
 use super::title;
 
@@ -344,25 +344,12 @@ fn summary(from: &Selected<'_>, index: usize, server: &Server, port: u32) -> Gat
         index: u32::try_from(index).unwrap_or(u32::MAX),
         port,
         protocol: protocol::parse(protocol).into(),
-        hosts: hosts_of(server, namespace),
+        hosts: hosts::of_server(&server.hosts, namespace),
         route_name: String::new(),
         has_tls: server.tls.is_some(),
         tls_mode: server.tls.as_ref().map_or(0, |tls| tls.mode),
         https_redirect: server.tls.as_ref().is_some_and(|tls| tls.https_redirect),
     }
-}
-
-/// Hosts of a server, `.` and `*` as namespaces resolved.
-pub fn hosts_of(server: &Server, namespace: &str) -> Vec<String> {
-    if server.hosts.iter().any(|host| host == "*/*") {
-        return vec!["*".to_owned()];
-    }
-    let resolved = |host: &String| match host.split_once('/') {
-        Some((".", name)) => format!("{namespace}/{name}"),
-        Some(("*", name)) => name.to_owned(),
-        _ => host.clone(),
-    };
-    server.hosts.iter().map(resolved).collect()
 }
 
 /// Name of a server's route configuration; empty if it serves no HTTP. Plain HTTP of a port has one for all servers,
