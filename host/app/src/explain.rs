@@ -8,14 +8,19 @@ use trysail_model::{Object, Proxy, Resource, TypeUrl};
 use trysail_stages::Engine;
 use trysail_stages::explain::Explanation;
 
-/// The proxy that a pod's sidecar would be: its node as the injector sets it up.
+/// Annotation of pods that are gateways: the injector's template.
+const TEMPLATES: &str = "inject.istio.io/templates";
+
+/// The proxy that a pod's sidecar would be, or the pod itself if it is a gateway: its node as the injector sets it up.
 ///
 /// # Errors
 /// When the pod has no address.
-pub fn sidecar_of(pod: &Object) -> Result<Proxy> {
+pub fn proxy_of(pod: &Object) -> Result<Proxy> {
     let (name, namespace) = (&*pod.reference.name, &*pod.reference.namespace);
     let address = pod.status().get("podIP").and_then(Value::as_str).unwrap_or_default();
     let account = pod.spec().get("serviceAccountName").and_then(Value::as_str).unwrap_or("default");
+    let templates = pod.annotations.get(TEMPLATES).map(String::as_str).unwrap_or_default();
+    let kind = if templates.split(',').any(|template| template == "gateway") { "router" } else { "sidecar" };
     let metadata = serde_json::json!({
         "NAME": name,
         "NAMESPACE": namespace,
@@ -28,9 +33,8 @@ pub fn sidecar_of(pod: &Object) -> Result<Proxy> {
         "INTERCEPTION_MODE": "REDIRECT",
     });
     let Value::Object(metadata) = metadata else { unreachable!("written as an object above") };
-    let id = format!("sidecar~{address}~{name}.{namespace}~{namespace}.svc.cluster.local");
-    Proxy::from_node(&id, metadata, Default::default())
-        .with_context(|| format!("pod {namespace}/{name} has no sidecar"))
+    let id = format!("{kind}~{address}~{name}.{namespace}~{namespace}.svc.cluster.local");
+    Proxy::from_node(&id, metadata, Default::default()).with_context(|| format!("pod {namespace}/{name} has no proxy"))
 }
 
 /// A field of a resource by a path such as `virtual_hosts[0].routes[0].route.cluster`, as JSON text.

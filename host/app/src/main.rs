@@ -150,7 +150,7 @@ fn explain_command(flags: &ExplainFlags) -> Result<()> {
                 && &*object.reference.namespace == namespace
                 && &*object.reference.name == name
         });
-        explain::sidecar_of(found.with_context(|| format!("there is no Pod {namespace}/{name} in the folder"))?)?
+        explain::proxy_of(found.with_context(|| format!("there is no Pod {namespace}/{name} in the folder"))?)?
     } else {
         let document = folder.settings.proxies.as_deref().context("name a --pod: the folder has no proxies.yaml")?;
         let wanted = flags.proxy.as_deref().context("name a --pod, or a --proxy of proxies.yaml")?;

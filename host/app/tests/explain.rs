@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use trysail::explain::{Answer, explain, sidecar_of};
+use trysail::explain::{Answer, explain, proxy_of};
 use trysail::pipeline::{self, Mode, Options};
 use trysail::render;
 use trysail_facts::FactsSnapshot;
@@ -13,11 +13,15 @@ const ROUTE: &str = "virtual_hosts[name=frontend.default.svc.cluster.local:80].r
 
 /// Asks about a resource that the sidecar of `frontend` has.
 fn ask(short: &str, name: &str, path: Option<&str>) -> Answer {
-    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/frontend-backend");
+    ask_of("frontend-backend", "frontend-v1", short, name, path)
+}
+
+/// Asks about a resource that the proxy of a pod in an example has.
+fn ask_of(example: &str, pod: &str, short: &str, name: &str, path: Option<&str>) -> Answer {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").join(example);
     let folder = trysail_discovery::load_folder(&example, &trysail_discovery::Config::scenario()).unwrap();
-    let pod =
-        folder.objects.iter().find(|o| &*o.reference.kind == "Pod" && &*o.reference.name == "frontend-v1").unwrap();
-    let proxy = sidecar_of(pod).unwrap();
+    let pod = folder.objects.iter().find(|o| &*o.reference.kind == "Pod" && &*o.reference.name == pod).unwrap();
+    let proxy = proxy_of(pod).unwrap();
     let options = Options { mode: Mode::Native, audit_share: 1.0, ..Options::default() };
     let snapshot = Arc::new(FactsSnapshot::new(render::inputs(&folder)));
     let engine = pipeline::engine(&options, pipeline::stages(&options).unwrap(), snapshot);
@@ -96,4 +100,13 @@ fn which_service_made_the_inbound_chain() {
     // The pod is looked at, but without it the service would select the labels that the sidecar itself sends.
     assert_eq!(names(&answer.explanation.objects), ["Pod default/frontend-v1", "Service default/frontend"]);
     assert_eq!(names(&answer.explanation.made_by), ["Service default/frontend"]);
+}
+
+#[test]
+fn why_does_the_gateway_redirect() {
+    let path = "virtual_hosts[name=hello.example:80].require_tls";
+    let answer = ask_of("gateway", "ingress", "rds", "http.8080", Some(path));
+    let objects: Vec<String> = answer.explanation.made_by.iter().map(ToString::to_string).collect();
+    assert_eq!(answer.value.unwrap(), r#""ALL""#);
+    assert!(objects.contains(&"Gateway edge/public".to_owned()), "{objects:?}");
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use trysail::explain::sidecar_of;
+use trysail::explain::proxy_of;
 use trysail::pipeline::{self, Mode, Options};
 use trysail::render;
 use trysail_facts::FactsSnapshot;
@@ -25,7 +25,7 @@ fn recording() -> Recording {
     let folder = trysail_discovery::load_folder(&example, &trysail_discovery::Config::scenario()).unwrap();
     let pod =
         folder.objects.iter().find(|o| &*o.reference.kind == "Pod" && &*o.reference.name == "frontend-v1").unwrap();
-    let proxy = sidecar_of(pod).unwrap();
+    let proxy = proxy_of(pod).unwrap();
     let options = options(Mode::Native);
     let snapshot = Arc::new(FactsSnapshot::new(render::inputs(&folder)));
     let engine = pipeline::engine(&options, pipeline::stages(&options).unwrap(), snapshot);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use trysail::explain::sidecar_of;
+use trysail::explain::proxy_of;
 use trysail::render::{self, Scripted};
 use trysail_facts::Inputs;
 use trysail_model::ids::type_urls;
@@ -142,7 +142,7 @@ pub fn inputs(size: Size) -> Inputs {
 /// The sidecars of a mesh's pods.
 pub fn sidecars(inputs: &Inputs) -> Vec<Proxy> {
     let pods = inputs.objects.iter().filter(|object| &*object.reference.kind == "Pod");
-    pods.map(|pod| sidecar_of(pod).expect("generated pods have an address")).collect()
+    pods.map(|pod| proxy_of(pod).expect("generated pods have an address")).collect()
 }
 
 /// What a proxy asks for.
