@@ -70,6 +70,9 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
     },
+    /// Holds the signing key; started by discovery, which talks to it over standard input.
+    #[command(hide = true)]
+    Signer,
     /// Prints the version.
     Version {
         /// Only the number.
@@ -102,6 +105,21 @@ pub struct DiscoveryFlags {
     /// Plaintext xDS.
     #[arg(long = "grpcAddr", default_value = ":15010")]
     pub grpc_addr: String,
+    /// xDS over TLS, and certificates; empty for none.
+    #[arg(long = "secureGRPCAddr", default_value = ":15012")]
+    pub secure_grpc_addr: String,
+    /// Certificate of the secure port, in place of one of our own authority.
+    #[arg(long = "tlsCertFile", value_name = "FILE", default_value = "", requires = "tls_key_file")]
+    pub tls_cert_file: String,
+    /// Its key.
+    #[arg(long = "tlsKeyFile", value_name = "FILE", default_value = "")]
+    pub tls_key_file: String,
+    /// Cipher suites of TLS 1.2 by Go's names.
+    #[arg(long = "tls-cipher-suites", value_delimiter = ',')]
+    pub tls_cipher_suites: Vec<String>,
+    /// Oldest version of TLS, 1.2 or 1.3.
+    #[arg(long = "tls-min-version", default_value = "1.2")]
+    pub tls_min_version: String,
     /// Readiness and debug pages.
     #[arg(long = "httpAddr", default_value = ":8080")]
     pub http_addr: String,

@@ -6,6 +6,7 @@ pub mod explain;
 mod pages;
 pub mod pipeline;
 pub mod render;
+pub mod security;
 pub mod server;
 pub mod terminal;
 pub mod version;

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
 use cli::{Cli, Command, DiscoveryFlags, ExplainFlags, Format};
 use trysail::pipeline::{self, Mode, Options};
-use trysail::{env, explain, render, server, version};
+use trysail::{env, explain, render, security, server, version};
 use trysail_facts::FactsSnapshot;
 
 fn main() -> ExitCode {
@@ -52,6 +52,7 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Explain(flags) => on_a_big_stack(|| explain_command(&flags))?,
         Command::Replay { file, native } => return on_a_big_stack(|| replay(&file, native)),
+        Command::Signer => trysail_ca::signer::run_child().context("the control plane is gone")?,
         Command::Component { module, out } => component(&module, &out)?,
         Command::Version { short, output } => match output {
             None => {
@@ -99,7 +100,16 @@ fn discovery(flags: DiscoveryFlags) -> Result<()> {
             flags.registries.join(",")
         );
     }
+    let files = (!flags.tls_cert_file.is_empty()).then(|| (flags.tls_cert_file.into(), flags.tls_key_file.into()));
+    let secure = security::Flags {
+        addr: flags.secure_grpc_addr,
+        files,
+        cipher_suites: flags.tls_cipher_suites,
+        min_version: flags.tls_min_version,
+        signer: security::SignerAt::Process(std::env::current_exe().context("cannot find this program")?),
+    };
     let config = server::Config {
+        secure,
         config_dir,
         mesh_config: flags.mesh_config,
         networks_config: flags.networks_config,

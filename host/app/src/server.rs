@@ -20,6 +20,7 @@ use trysail_xds::{PushInfo, Server, debounce};
 
 use crate::env::{Environment, duration_of};
 use crate::pipeline::{self, Mode, Options};
+use crate::security;
 use crate::terminal::Terminal;
 
 /// Settings of the server, from flags and environment.
@@ -35,6 +36,8 @@ pub struct Config {
     pub plugins: Option<PathBuf>,
     /// Plaintext xDS.
     pub grpc_addr: String,
+    /// xDS over TLS.
+    pub secure: security::Flags,
     /// Readiness and debug.
     pub http_addr: String,
     /// Metrics and version.
@@ -70,6 +73,8 @@ pub struct Running {
     pub registry: Registry,
     /// The addresses in use: xDS, readiness, metrics.
     pub addresses: [SocketAddr; 3],
+    /// xDS over TLS, unless it is switched off.
+    pub secure_address: Option<SocketAddr>,
 }
 
 /// An address as Go writes it: `:15010` is every address of the machine.
@@ -109,6 +114,11 @@ pub async fn run(
         tokio::net::TcpListener::bind(at).await.with_context(|| format!("cannot listen on {at} for {what}"))
     };
     let grpc = bind(&config.grpc_addr, "xDS (--grpcAddr)").await?;
+    let secure = match &*config.secure.addr {
+        "" => None,
+        text => Some(bind(text, "xDS over TLS (--secureGRPCAddr)").await?),
+    };
+    let secure_address = secure.as_ref().map(tokio::net::TcpListener::local_addr).transpose()?;
     let http = bind(&config.http_addr, "readiness and debug (--httpAddr)").await?;
     let monitoring = bind(&config.monitoring_addr, "metrics (--monitoringAddr)").await?;
     let addresses = [grpc.local_addr()?, http.local_addr()?, monitoring.local_addr()?];
@@ -120,9 +130,10 @@ pub async fn run(
     terminal.loaded(&config.config_dir, &first.status);
 
     let files = Files::read(&config);
+    let mesh = files.mesh(&first.settings);
     let inputs = Inputs {
         objects: first.changes.added.clone(),
-        mesh: files.mesh(&first.settings),
+        mesh: mesh.clone(),
         networks: files.networks(&first.settings),
         environment: environment.all(),
         settings: config.settings.clone(),
@@ -157,6 +168,23 @@ pub async fn run(
     terminal.say(&format!("stages ready in {} ms", began.elapsed().as_millis()));
 
     let registry = Registry::new();
+    let secure = match secure {
+        None => None,
+        Some(listener) => {
+            let (settings, mesh) = (&config.settings, &mesh);
+            let read = security::Config::read(
+                &config.secure,
+                environment,
+                mesh,
+                &settings.system_namespace,
+                &settings.revision,
+            );
+            let started =
+                security::start(read?, &registry).await.context("the secure port (--secureGRPCAddr= for none)")?;
+            terminal.say(&format!("certificate authority: {}", started.place));
+            Some((listener, started))
+        }
+    };
     let metrics = trysail_xds::Metrics::register(&registry).context("metrics")?;
     engine.counters().register(&registry).context("metrics")?;
     let xds = Server::new(
@@ -173,7 +201,14 @@ pub async fn run(
     );
     let report =
         Arc::new(Mutex::new(Report { folder: first.status.clone(), plugins: Vec::new(), revision: engine.revision() }));
-    let running = Running { engine: engine.clone(), xds: xds.clone(), report: report.clone(), registry, addresses };
+    let running = Running {
+        engine: engine.clone(),
+        xds: xds.clone(),
+        report: report.clone(),
+        registry,
+        addresses,
+        secure_address,
+    };
     let plugins = plugins.map(|folder| Arc::new(Mutex::new(folder)));
     let committer = Arc::new(Committer {
         engine: engine.clone(),
@@ -196,7 +231,9 @@ pub async fn run(
     let pages = [(http, false), (monitoring, true)]
         .map(|(listener, metrics)| tokio::spawn(crate::pages::serve(listener, running.clone(), metrics)));
     started(&running);
-    terminal.say(&format!("xDS on {}, ready on {}, metrics on {}", addresses[0], addresses[1], addresses[2]));
+    let over_tls = secure_address.map(|address| format!(", over TLS on {address}")).unwrap_or_default();
+    let [grpc_at, http_at, metrics_at] = addresses;
+    terminal.say(&format!("xDS on {grpc_at}{over_tls}, ready on {http_at}, metrics on {metrics_at}"));
 
     let pushing = {
         let (xds, metrics) = (xds.clone(), metrics);
@@ -212,7 +249,7 @@ pub async fn run(
                     let committed = tokio::task::spawn_blocking(move || committer.commit(batch.changes)).await;
                     match committed {
                         Ok(Some((revision, reasons))) => {
-                            xds.notify(PushInfo { revision, reasons, since, forced: false })
+                            xds.notify(PushInfo { since, ..PushInfo::new(revision, reasons) })
                         }
                         Ok(None) => {}
                         Err(panic) => tracing::error!(%panic, "a change could not be taken in; what was served stays"),
@@ -222,9 +259,31 @@ pub async fn run(
         )
     };
     let stopping = xds.clone();
+    let (stop_tx, stop_rx) = tokio::sync::watch::channel(false);
+    let stopped = || {
+        let mut stop = stop_rx.clone();
+        async move { drop(stop.wait_for(|stop| *stop).await) }
+    };
+    let serving = async {
+        let plain = async { xds.serve(grpc, stopped()).await.context("the xDS server failed") };
+        let over_tls = async {
+            match secure {
+                Some((listener, secure)) => secure.serve(listener, &xds, stopped()).await,
+                None => Ok(()),
+            }
+        };
+        tokio::try_join!(plain, over_tls).map(drop)
+    };
+    let stop = async {
+        shutdown.await;
+        // Both servers listen as long as we do.
+        let _ = stop_tx.send(true);
+        std::future::pending::<()>().await;
+    };
     tokio::select! {
-        served = xds.serve(grpc, async move { shutdown.await; }) => served.context("the xDS server failed")?,
+        served = serving => served?,
         () = pushing => {}
+        () = stop => {}
     }
     stopping.stop();
     pages.iter().for_each(tokio::task::JoinHandle::abort);

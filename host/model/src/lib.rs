@@ -9,6 +9,7 @@
 //! ```
 
 pub mod fingerprint;
+pub mod identity;
 pub mod ids;
 pub mod object;
 pub mod proxy;
@@ -17,6 +18,7 @@ pub mod rope;
 pub mod view;
 
 pub use fingerprint::Fingerprint;
+pub use identity::{Caller, Identity, Secrets};
 pub use ids::{ResourceName, StageName, TypeUrl};
 pub use object::{Object, ObjectRef, Rejection};
 pub use proxy::Proxy;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use trysail_model::Proxy;
+use trysail_model::{Proxy, Secrets};
 
 use crate::Metrics;
 
@@ -30,6 +30,11 @@ pub struct Config {
     pub max_connection_age_grace: Duration,
     /// Resources that the shared cache of differences may name, all entries together.
     pub max_cached_differences: usize,
+    /// The secrets of gateways; without them no stream is served any.
+    pub secrets: Option<Arc<dyn Secrets>>,
+    /// Let a proxy leave out which service account it runs as, as istiod does: then any account of a namespace gets the
+    /// configuration of any other.
+    pub accepts_unnamed_accounts: bool,
     /// Where the server counts.
     pub metrics: Metrics,
     /// Called for each response with what it holds, after it was handed to the transport. It runs on the runtime's
@@ -49,6 +54,8 @@ impl Default for Config {
             max_connection_age: None,
             max_connection_age_grace: Duration::from_secs(10),
             max_cached_differences: 100_000,
+            secrets: None,
+            accepts_unnamed_accounts: false,
             metrics: Metrics::unregistered(),
             on_push: None,
         }
@@ -72,12 +79,14 @@ pub struct PushInfo {
     pub since: Instant,
     /// Send everything that is watched, also what did not change (an operator asked for it).
     pub forced: bool,
+    /// Secrets changed, which are not part of a snapshot.
+    pub secrets: bool,
 }
 
 impl PushInfo {
     /// A push whose changes were seen just now.
     pub fn new(revision: u64, reasons: Vec<String>) -> Self {
-        PushInfo { revision, reasons, since: Instant::now(), forced: false }
+        PushInfo { revision, reasons, since: Instant::now(), forced: false, secrets: false }
     }
 }
 

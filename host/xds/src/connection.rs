@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Code, Status, Streaming};
-use trysail_model::ResourceName;
+use trysail_model::{Caller, Identity, Proxy, ResourceName};
 
 use crate::codec::{Incoming, Outgoing};
 use crate::config::PushReport;
@@ -16,6 +16,7 @@ use crate::kind::Kind;
 use crate::nack;
 use crate::pool::{Lane, Panicked};
 use crate::request::{Protocol, Request, first_message};
+use crate::secrets::CallerSecrets;
 use crate::server::{Admitted, Push, Server};
 use crate::stream::{Event, Rejected, Stream};
 use crate::watch::Watch;
@@ -24,11 +25,11 @@ use crate::watch::Watch;
 pub(crate) async fn run(
     server: Server,
     protocol: Protocol,
-    address: Option<String>,
+    origin: Origin,
     mut inbound: Streaming<Incoming>,
     responses_tx: mpsc::Sender<Result<Outgoing, Status>>,
 ) {
-    let served = match open(&server, protocol, address, &mut inbound).await {
+    let served = match open(&server, protocol, origin, &mut inbound).await {
         Ok(Some(connection)) => connection.serve(&mut inbound, &responses_tx).await,
         Ok(None) => Ok(()),
         Err(status) => Err(status),
@@ -40,11 +41,40 @@ pub(crate) async fn run(
     }
 }
 
+/// Where a stream comes from.
+pub(crate) struct Origin {
+    /// `ip:port`; unset when the transport does not say.
+    pub(crate) address: Option<String>,
+    /// Who called, as far as that was proved; unset on the plaintext port.
+    pub(crate) caller: Option<Arc<Caller>>,
+}
+
+/// The caller's identity that is the proxy's: of its namespace and service account.
+///
+/// A proxy that leaves its account out could be any of its namespace, so that is refused, but for those who only ask what
+/// goes on (debug types).
+fn verified(proxy: &Proxy, caller: &Caller, is_debug: bool, accepts_unnamed: bool) -> Result<Identity, Status> {
+    let account = proxy.metadata_text("SERVICE_ACCOUNT").unwrap_or_default();
+    let fits = |identity: &Identity| {
+        let unnamed = account.is_empty() && (accepts_unnamed || is_debug);
+        *identity.namespace == *proxy.namespace && (*identity.service_account == *account || unnamed)
+    };
+    caller.identities.iter().filter_map(|text| text.parse::<Identity>().ok()).find(fits).ok_or_else(|| {
+        let hint = if account.is_empty() { " (the node's metadata lack SERVICE_ACCOUNT)" } else { "" };
+        let text = format!(
+            "authorization failed: no identities ([{}]) matched {}/{account}{hint}",
+            caller.identities.join(" "),
+            proxy.namespace
+        );
+        Status::permission_denied(nack::cut(&text, 1024))
+    })
+}
+
 /// Reads the first request. `None` when the client left before.
 async fn open(
     server: &Server,
     protocol: Protocol,
-    address: Option<String>,
+    origin: Origin,
     inbound: &mut Streaming<Incoming>,
 ) -> Result<Option<Connection>, Status> {
     let mut stop = server.stop_rx();
@@ -62,15 +92,23 @@ async fn open(
             tracing::warn!("a health report came before the first request");
             continue;
         }
-        let proxy = first_message(&request)?;
-        let admitted = server.admit(protocol, address, proxy);
+        let mut proxy = first_message(&request)?;
+        let identity = match &origin.caller {
+            Some(caller) => Some(verified(&proxy, caller, request.is_debug(), server.accepts_unnamed_accounts())?),
+            None => None,
+        };
+        proxy.identity = identity.as_ref().map(|identity| identity.to_string().into());
+        let secrets = identity.zip(server.secrets().cloned());
+        let secrets = secrets.map(|(identity, source)| CallerSecrets { source, identity });
+        let admitted = server.admit(protocol, origin.address, proxy);
         tracing::info!(proxy = &*admitted.entry.connection, ?protocol, "connected");
         let mut connection = Connection {
             server: server.clone(),
             protocol,
-            stream: Stream::new(protocol, admitted.entry.proxy()),
+            stream: Stream::new(protocol, admitted.entry.proxy(), secrets),
             admitted,
             pushes_forced: 0,
+            pushes_secrets: server.pushes_rx().borrow().n_secrets,
             waiting_since: None,
             set: None,
             n_sent: 0,
@@ -90,6 +128,8 @@ struct Connection {
     admitted: Admitted,
     /// Forced pushes that were taken into account.
     pushes_forced: u64,
+    /// Changes of secrets that were taken into account.
+    pushes_secrets: u64,
     /// When the oldest push that waits was seen; unset when none waits.
     waiting_since: Option<Instant>,
     /// The set of replies in the making; unset before the first.
@@ -227,6 +267,9 @@ impl Connection {
     fn on_push(&mut self, push: &Push) {
         let is_forced = push.n_forced != self.pushes_forced;
         self.pushes_forced = push.n_forced;
+        if std::mem::replace(&mut self.pushes_secrets, push.n_secrets) != push.n_secrets {
+            self.stream.on_secrets();
+        }
         if !is_forced && self.stream.served() >= Some(push.revision) {
             return;
         }
@@ -278,7 +321,12 @@ impl Connection {
         let version = self.set.as_ref().map(|set| set.version.clone()).unwrap_or_default();
         self.n_sent += 1;
         let nonce = self.server.nonce(&version, self.admitted.number, self.n_sent);
-        let reply = self.stream.next(&nonce)?;
+        let mut reply = self.stream.next(&nonce)?;
+        if reply.kind == Kind::SECRET {
+            // The one place where the bytes are joined; they live as long as this response.
+            reply.resources =
+                self.stream.secrets().map(|own| own.join(self.stream.proxy(), reply.resources)).unwrap_or_default();
+        }
         let (kind, report) = (reply.kind, self.report(&reply));
         let outgoing = Outgoing {
             protocol: self.protocol,

@@ -9,6 +9,7 @@ use trysail_model::{Fingerprint, Proxy, Resource, ResourceName, Translator, View
 use crate::diff::DeltaCache;
 use crate::kind::Kind;
 use crate::request::Protocol;
+use crate::secrets::{self, CallerSecrets};
 use crate::watch::{Due, Known};
 
 /// What to translate, and what the client has of it.
@@ -22,6 +23,8 @@ pub(crate) struct Job {
     pub(crate) is_full: bool,
     /// Every type that is watched, in push order.
     pub(crate) types: Vec<TypeJob>,
+    /// The secrets that the caller may have; unset for an anonymous one.
+    pub(crate) secrets: Option<CallerSecrets>,
 }
 
 /// One type of a [`Job`].
@@ -79,9 +82,17 @@ impl Job {
             let before = translator.revision();
             let is_full = self.is_full || self.served != Some(before);
             let types: Vec<&TypeJob> = self.types.iter().filter(|t| is_full || self.is_wanted(t)).collect();
-            let wanted: Vec<_> = types.iter().map(|t| (t.kind.url().clone(), t.watched.clone())).collect();
-            let held: Vec<_> = types.iter().map(|t| t.sent.clone()).collect();
+            // Secrets are no translation's output: no stage sees them.
+            let translated: Vec<&&TypeJob> = types.iter().filter(|t| t.kind != Kind::SECRET).collect();
+            let wanted: Vec<_> = translated.iter().map(|t| (t.kind.url().clone(), t.watched.clone())).collect();
+            let held: Vec<_> = translated.iter().map(|t| t.sent.clone()).collect();
             let Views { revision, proxy, views } = translator.views(&self.proxy, &wanted, &held);
+            let mut views = views.into_iter();
+            let own = |t: &&TypeJob| match t.kind {
+                Kind::SECRET => Some(secrets::view(self.secrets.as_ref(), &proxy, &t.watched)),
+                _ => views.next(),
+            };
+            let views: Vec<Arc<View>> = types.iter().filter_map(own).collect();
             // Types that were left out are of the snapshot before; so is what the client has, then.
             if revision != before && attempt < MAX_ATTEMPTS {
                 attempt += 1;
@@ -165,9 +176,11 @@ fn reply(protocol: Protocol, t: &TypeJob, view: &Arc<View>, warming: &Warming, d
     }
 
     let is_new = !changed.is_empty() || !removed.is_empty();
+    // As with istiod, a secret that is not there, or not for this proxy, is not answered at all: Envoy waits for it.
+    let answers = t.due.answer && t.kind != Kind::SECRET;
     let (is_sent, resources, changed) = match protocol {
-        Protocol::Delta => (is_new || t.due.answer, changed, None),
-        Protocol::Sotw if t.kind.is_named() => (!changed.is_empty() || t.due.answer, changed, None),
+        Protocol::Delta => (is_new || answers, changed, None),
+        Protocol::Sotw if t.kind.is_named() => (!changed.is_empty() || answers, changed, None),
         Protocol::Sotw if is_new || t.due.answer => (true, view.resources.clone(), Some(changed)),
         Protocol::Sotw => (false, Vec::new(), Some(changed)),
     };

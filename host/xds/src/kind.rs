@@ -52,9 +52,10 @@ impl Kind {
     }
 
     /// False for extension configurations, of which Envoy must not lose one that a listener still uses: they are
-    /// pushed after the listeners, but Envoy may keep the old listener while it drains. istiod never removes them.
+    /// pushed after the listeners, but Envoy may keep the old listener while it drains. istiod never removes them. Nor for
+    /// secrets: a gateway goes on with the certificate that it has.
     pub(crate) fn sends_removals(self) -> bool {
-        type_urls::PUSH_ORDER[self.0] != type_urls::EXTENSION
+        !matches!(type_urls::PUSH_ORDER[self.0], type_urls::EXTENSION | type_urls::SECRET)
     }
 
     const fn at(type_url: &str) -> Kind {

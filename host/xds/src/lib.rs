@@ -36,6 +36,7 @@ mod names;
 mod pool;
 mod reflection;
 pub mod request;
+mod secrets;
 mod server;
 mod service;
 pub mod status;

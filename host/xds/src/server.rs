@@ -13,7 +13,7 @@ use prost_types::Timestamp;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::transport::server::TcpIncoming;
-use trysail_model::{Proxy, Translator};
+use trysail_model::{Proxy, Secrets, Translator};
 
 use crate::Metrics;
 use crate::config::{Config, Observer, PushInfo};
@@ -38,6 +38,8 @@ struct Shared {
     interner: Interner,
     metrics: Metrics,
     on_push: Option<Arc<Observer>>,
+    secrets: Option<Arc<dyn Secrets>>,
+    accepts_unnamed_accounts: bool,
     transport: Transport,
     pushes_tx: watch::Sender<Push>,
     stop_tx: watch::Sender<bool>,
@@ -66,6 +68,8 @@ pub(crate) struct Push {
     pub(crate) since: Instant,
     /// Forced pushes so far: whoever missed one sees that the number grew.
     pub(crate) n_forced: u64,
+    /// Changes of secrets so far.
+    pub(crate) n_secrets: u64,
     counter: u64,
 }
 
@@ -81,6 +85,8 @@ impl Server {
             max_connection_age,
             max_connection_age_grace,
             max_cached_differences,
+            secrets,
+            accepts_unnamed_accounts,
             metrics,
             on_push,
         } = config;
@@ -89,6 +95,7 @@ impl Server {
             version: version(1),
             since: Instant::now(),
             n_forced: 0,
+            n_secrets: 0,
             counter: 1,
         };
         let shared = Shared {
@@ -98,6 +105,8 @@ impl Server {
             interner: Interner::default(),
             metrics,
             on_push,
+            secrets,
+            accepts_unnamed_accounts,
             transport: Transport {
                 max_streams,
                 max_receive_bytes,
@@ -119,7 +128,7 @@ impl Server {
     /// Tells all streams that a new snapshot is committed. Returns at once; streams that are busy or slow see only the
     /// newest of the pushes that they missed.
     pub fn notify(&self, push: PushInfo) {
-        let PushInfo { revision, reasons, since, forced } = push;
+        let PushInfo { revision, reasons, since, forced, secrets } = push;
         self.shared.metrics.triggered(&reasons);
         self.shared.pushes_tx.send_modify(|newest| {
             newest.counter += 1;
@@ -128,6 +137,7 @@ impl Server {
             newest.revision = newest.revision.max(revision);
             newest.since = since;
             newest.n_forced += u64::from(forced);
+            newest.n_secrets += u64::from(secrets);
         });
     }
 
@@ -136,8 +146,7 @@ impl Server {
         AdsService::new(self.clone(), self.shared.transport.max_receive_bytes)
     }
 
-    /// Serves plaintext gRPC, with reflection, until `shutdown` is done; then ends all streams with `Unavailable`, so that
-    /// proxies go elsewhere, and returns once they are closed, or after the grace time. [`Server::stop`] ends it too.
+    /// Serves plaintext gRPC, with reflection, until `shutdown` is done; see [`Server::serve_with`].
     ///
     /// # Errors
     /// The transport failed as a whole; failures of single connections are theirs alone.
@@ -146,6 +155,26 @@ impl Server {
         listener: TcpListener,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), tonic::transport::Error> {
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        self.serve_with(incoming, |builder| builder.add_service(self.service()), shutdown).await
+    }
+
+    /// Serves services, among them [`Server::service`], and reflection, on connections of whatever transport, until
+    /// `shutdown` is done; then ends all streams with `Unavailable`, so that proxies go elsewhere, and returns once they are
+    /// closed, or after the grace time. [`Server::stop`] ends it too.
+    ///
+    /// # Errors
+    /// The transport failed as a whole; failures of single connections are theirs alone.
+    pub async fn serve_with<C, E>(
+        &self,
+        incoming: impl tokio_stream::Stream<Item = Result<C, E>>,
+        services: impl FnOnce(&mut tonic::transport::Server) -> tonic::transport::server::Router,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), tonic::transport::Error>
+    where
+        C: tokio::io::AsyncRead + tokio::io::AsyncWrite + tonic::transport::server::Connected + Unpin + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let transport = &self.shared.transport;
         let mut builder = tonic::transport::Server::builder()
             .max_concurrent_streams(transport.max_streams)
@@ -158,10 +187,9 @@ impl Server {
         let reflect =
             || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(&descriptors);
         let (v1, v1alpha) = (reflect().build_v1(), reflect().build_v1alpha());
-        let router = builder.add_service(self.service());
+        let router = services(&mut builder);
         // Both are made from the descriptors of this binary; without them everything else still works.
         let router = router.add_optional_service(v1.ok()).add_optional_service(v1alpha.ok());
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let mut stop = self.stop_rx();
         let serving = router.serve_with_incoming_shutdown(incoming, async move {
             let _ = stop.wait_for(|stop| *stop).await;
@@ -215,6 +243,14 @@ impl Server {
 
     pub(crate) fn on_push(&self) -> Option<&Arc<Observer>> {
         self.shared.on_push.as_ref()
+    }
+
+    pub(crate) fn secrets(&self) -> Option<&Arc<dyn Secrets>> {
+        self.shared.secrets.as_ref()
+    }
+
+    pub(crate) fn accepts_unnamed_accounts(&self) -> bool {
+        self.shared.accepts_unnamed_accounts
     }
 
     pub(crate) fn pushes_rx(&self) -> watch::Receiver<Push> {

@@ -3,6 +3,7 @@
 //! Generated code would fix the response to a generated message; see [`codec`](crate::codec) for why that is not wanted.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::sync::mpsc;
@@ -10,10 +11,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::{Body, BoxFuture, Service, StdError, http};
 use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Response, Status, Streaming};
+use trysail_model::Caller;
 use trysail_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 
 use crate::codec::{AdsCodec, Incoming, Outgoing};
-use crate::connection;
+use crate::connection::{self, Origin};
 use crate::request::Protocol;
 use crate::server::Server;
 
@@ -87,9 +89,12 @@ impl StreamingService<Incoming> for Method {
 
     fn call(&mut self, request: tonic::Request<Streaming<Incoming>>) -> Self::Future {
         let address = request.remote_addr().map(|address| address.to_string());
+        // Put there by the authentication in front of the secure port; nobody else has one.
+        let caller = request.extensions().get::<Arc<Caller>>().cloned();
+        let origin = Origin { address, caller };
         // One response waits here while the transport has another: more would only grow old.
         let (responses_tx, responses_rx) = mpsc::channel(1);
-        tokio::spawn(connection::run(self.server.clone(), self.protocol, address, request.into_inner(), responses_tx));
+        tokio::spawn(connection::run(self.server.clone(), self.protocol, origin, request.into_inner(), responses_tx));
         Box::pin(async move { Ok(Response::new(ReceiverStream::new(responses_rx))) })
     }
 }

@@ -1,0 +1,32 @@
+//! Identities: who calls, what certificate they get, and which secrets.
+//!
+//! It holds the certificate authority (in a process of its own), the certificate service, the authenticators, the secure
+//! transport with our own serving certificate, and the secrets of gateways.
+//! It deliberately does not know where configuration comes from, what a stage is, or how streams work: the streams find the
+//! caller in a request's extensions and ask for secrets through [`trysail_model::Secrets`].
+//!
+//! ```text
+//!            ┌──────────────── 15012 ────────────────┐
+//!  TLS ─▶ tls (verifier, acceptor) ─▶ authenticate ─▶ service (CreateCertificate) ─▶ signer ┊ authority ─▶ roots
+//!                 ▲                        └────────▶ the streams of host/xds               ┊ (child process)
+//!              serving (our own certificate)               └─ sds: names ─▶ who may ─▶ bytes
+//! ```
+//!
+//! **Invariant:** the identity in a certificate is the caller's, proved by an authenticator; nothing in a request decides it.
+//!
+//! **Invariant:** when an outside party fails (token review, keys of an issuer, the signer), the answer is no.
+
+pub mod authenticate;
+pub mod authority;
+pub mod key;
+pub mod metrics;
+pub mod node;
+pub mod roots;
+pub mod service;
+pub mod signer;
+pub mod tls;
+mod wire;
+pub mod x509;
+
+pub use authority::{Authority, IssueError, Lifetime, Lifetimes, Order, PublicBundle};
+pub use signer::{InProcess, Signer, SignerProcess};

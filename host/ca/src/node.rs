@@ -1,0 +1,80 @@
+//! Certificates for others: a node's proxy (ztunnel) asks for the workloads of its node.
+
+use std::collections::BTreeSet;
+
+use tonic::async_trait;
+use trysail_model::identity::PodBinding;
+use trysail_model::{Caller, Identity};
+
+/// A pod as far as it counts here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodePod {
+    /// Its unique id.
+    pub uid: String,
+    /// The service account it runs as.
+    pub service_account: String,
+    /// Its node; empty before it is scheduled.
+    pub node: String,
+}
+
+/// Knows the pods of clusters.
+#[async_trait]
+pub trait Pods: Send + Sync {
+    /// A pod; `None` when there is none of that name, or no such cluster.
+    async fn pod(&self, cluster: &str, namespace: &str, name: &str) -> Option<NodePod>;
+
+    /// Does a pod of a service account run on a node?
+    async fn runs(&self, cluster: &str, node: &str, namespace: &str, service_account: &str) -> bool;
+}
+
+/// Judges who may ask for whom.
+pub struct NodeAuthorizer {
+    /// Accounts of node proxies, namespace and name (`CA_TRUSTED_NODE_ACCOUNTS`).
+    pub trusted: BTreeSet<(String, String)>,
+    /// The pods.
+    pub pods: Box<dyn Pods>,
+    /// Our trust domain. istiod does not look at the requested one, and so signs identities of others.
+    pub trust_domain: String,
+    /// Do as istiod does there.
+    pub accepts_foreign_trust_domains: bool,
+}
+
+impl NodeAuthorizer {
+    /// Reads `CA_TRUSTED_NODE_ACCOUNTS`: `namespace/name`, with commas. What is no account is left out.
+    pub fn accounts(text: &str) -> BTreeSet<(String, String)> {
+        let pair = |part: &str| {
+            let (namespace, name) = part.trim().split_once('/')?;
+            (!namespace.is_empty() && !name.is_empty()).then(|| (namespace.to_owned(), name.to_owned()))
+        };
+        text.split(',').filter_map(pair).collect()
+    }
+
+    /// May this caller have a certificate of that identity?
+    ///
+    /// # Errors
+    /// Why not, for the log.
+    pub async fn judge(&self, caller: &Caller, cluster: Option<&str>, wanted: &str) -> Result<Identity, String> {
+        // As with istiod a certificate does not do: it does not say on which pod, and so on which node, its owner runs.
+        let Some(PodBinding { name, namespace, uid, service_account }) = &caller.pod else {
+            return Err("the caller's proof names no pod".into());
+        };
+        if !self.trusted.contains(&(namespace.clone(), service_account.clone())) {
+            return Err(format!("{namespace}/{service_account} is not trusted to ask for others"));
+        }
+        let wanted: Identity =
+            wanted.parse().map_err(|error: trysail_model::identity::IdentityError| error.to_string())?;
+        if !self.accepts_foreign_trust_domains && *wanted.trust_domain != *self.trust_domain {
+            return Err(format!("{wanted} is of another trust domain than {}", self.trust_domain));
+        }
+        let Some(cluster) = cluster.filter(|cluster| !cluster.is_empty()) else {
+            return Err("the request names no cluster (header clusterid)".into());
+        };
+        let pod = self.pods.pod(cluster, namespace, name).await;
+        let pod = pod.ok_or_else(|| format!("there is no pod {namespace}/{name} in cluster {cluster:?}"))?;
+        if pod.uid != *uid || pod.service_account != *service_account || pod.node.is_empty() {
+            return Err(format!("pod {namespace}/{name} is another one by now"));
+        }
+        let runs = self.pods.runs(cluster, &pod.node, &wanted.namespace, &wanted.service_account).await;
+        if runs { Ok(wanted) } else { Err(format!("no pod of {wanted} runs on node {:?}", pod.node)) }
+    }
+}

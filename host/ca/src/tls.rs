@@ -1,0 +1,11 @@
+//! The secure transport: which versions and ciphers, whose client certificates, our own certificate, connections.
+
+mod acceptor;
+mod options;
+mod serving;
+mod verifier;
+
+pub use acceptor::{Acceptor, Peer, SecureStream};
+pub use options::{OptionsError, TlsOptions};
+pub use serving::{ServingConfig, ServingError, serving_names, watch_serving};
+pub use verifier::{SpiffeVerifier, TrustBundles};

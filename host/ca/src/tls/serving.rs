@@ -1,0 +1,205 @@
+//! Our own certificate: from our own authority or from files, renewed in time, without a connection noticing.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::{SpiffeVerifier, TlsOptions, TrustBundles};
+use crate::authority::{IssueError, Lifetime, Order, PublicBundle};
+use crate::key::{KeyError, SigningKey};
+use crate::signer::Signer;
+use crate::x509::{Certificate, time_to_renewal};
+
+/// The last part of its life, in percent, in which the certificate is renewed; istiod's `defaultCertGracePeriodRatio`.
+const GRACE_PERCENT: u32 = 50;
+/// Time between two looks at files and clocks, and before another try after a failure.
+const TICK: Duration = Duration::from_secs(1);
+
+/// What to serve with.
+#[derive(Clone, Debug)]
+pub struct ServingConfig {
+    /// Versions and ciphers.
+    pub options: TlsOptions,
+    /// DNS names of the certificate.
+    pub names: Vec<String>,
+    /// Certificate and key in files (`--tlsCertFile`, `--tlsKeyFile`), in place of one of our own.
+    pub files: Option<(PathBuf, PathBuf)>,
+    /// Trust domain whose clients our own roots vouch for.
+    pub trust_domain: String,
+    /// Roots of other trust domains.
+    pub other_roots: TrustBundles,
+}
+
+/// There is nothing to serve with.
+#[derive(Debug, thiserror::Error)]
+pub enum ServingError {
+    /// A file cannot be read or holds something else.
+    #[error("cannot use {path} as serving certificate or key: {reason}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// No key.
+    #[error("cannot make a key")]
+    Key(#[from] KeyError),
+    /// No certificate.
+    #[error("the authority issues no serving certificate: {0}")]
+    Issue(#[from] IssueError),
+    /// Key and certificate are not accepted.
+    #[error("the TLS library refuses the serving certificate")]
+    Tls(#[from] rustls::Error),
+}
+
+/// istiod's names: of the services in front of it, by revision, and what the operator adds (the host of the discovery
+/// address, `ISTIOD_CUSTOM_HOST`).
+pub fn serving_names(namespace: &str, revision: &str, extra: &[String]) -> Vec<String> {
+    let mut names = vec![
+        format!("istio-pilot.{namespace}.svc"),
+        format!("istiod-remote.{namespace}.svc"),
+        format!("istiod.{namespace}.svc"),
+    ];
+    if !revision.is_empty() && revision != "default" {
+        names.push(format!("istiod-{revision}.{namespace}.svc"));
+    }
+    names.extend(extra.iter().map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()));
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// What a made configuration came from, to see when it is old.
+struct Made {
+    bundle: Arc<PublicBundle>,
+    /// The files' contents; empty without.
+    files: (Vec<u8>, Vec<u8>),
+    leaf: Option<Certificate>,
+}
+
+/// Makes the first configuration, then keeps it fresh as long as anybody holds it.
+///
+/// # Errors
+/// When the first cannot be made; later failures are logged, and what was good stays.
+pub async fn watch_serving(
+    config: ServingConfig,
+    signer: Arc<dyn Signer>,
+) -> Result<Arc<ArcSwap<ServerConfig>>, ServingError> {
+    let (first, mut made) = make(&config, &*signer).await?;
+    let current = Arc::new(ArcSwap::from_pointee(first));
+    let weak = Arc::downgrade(&current);
+    let mut bundles = signer.bundle();
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = bundles.changed() => {}
+                () = tokio::time::sleep(TICK) => {}
+            }
+            let Some(current) = weak.upgrade() else { return };
+            let bundle = bundles.borrow_and_update().clone();
+            if !is_old(&config, &made, &bundle).await {
+                continue;
+            }
+            match make(&config, &*signer).await {
+                Ok((fresh, what)) => {
+                    current.store(Arc::new(fresh));
+                    made = what;
+                    tracing::info!("the serving certificate was renewed");
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the serving certificate could not be renewed");
+                    drop(current);
+                    tokio::time::sleep(TICK).await;
+                }
+            }
+        }
+    });
+    Ok(current)
+}
+
+async fn is_old(config: &ServingConfig, made: &Made, bundle: &Arc<PublicBundle>) -> bool {
+    if made.bundle != *bundle {
+        return true;
+    }
+    match &config.files {
+        // Unreadable files are not newer ones.
+        Some((certificate, key)) => match (tokio::fs::read(certificate).await, tokio::fs::read(key).await) {
+            (Ok(certificate), Ok(key)) => (certificate, key) != made.files,
+            _ => false,
+        },
+        None => {
+            made.leaf.as_ref().is_some_and(|leaf| time_to_renewal(leaf, GRACE_PERCENT, SystemTime::now()).is_zero())
+        }
+    }
+}
+
+async fn make(config: &ServingConfig, signer: &dyn Signer) -> Result<(ServerConfig, Made), ServingError> {
+    let bundle = { signer.bundle().borrow().clone() };
+    let mut made = Made { bundle: bundle.clone(), files: Default::default(), leaf: None };
+    let (chain, key) = match &config.files {
+        Some((certificate, key)) => {
+            let failed = |path: &PathBuf, reason: String| ServingError::File { path: path.clone(), reason };
+            let read =
+                async |path: &PathBuf| tokio::fs::read(path).await.map_err(|error| failed(path, error.to_string()));
+            made.files = (read(certificate).await?, read(key).await?);
+            let chain = CertificateDer::pem_slice_iter(&made.files.0).collect::<Result<Vec<_>, _>>();
+            let chain = chain.map_err(|error| failed(certificate, error.to_string()))?;
+            let key_der =
+                PrivateKeyDer::from_pem_slice(&made.files.1).map_err(|error| failed(key, error.to_string()))?;
+            (chain, key_der)
+        }
+        None => {
+            let key = SigningKey::generate_p256()?;
+            let order = Order {
+                spki: key.spki().to_vec(),
+                names: config.names.clone(),
+                common_name: false,
+                lifetime: Lifetime::Serving,
+            };
+            let leaf = signer.issue(order).await?;
+            made.leaf = Certificate::from_der(&leaf).ok();
+            let mut chain = vec![CertificateDer::from(leaf)];
+            for pem in &bundle.chain {
+                chain.extend(CertificateDer::pem_slice_iter(pem.as_bytes()).filter_map(Result::ok));
+            }
+            let key = PrivateKeyDer::from_pem_slice(key.to_pem().as_bytes());
+            (chain, key.map_err(|error| KeyError::Unusable(error.to_string()))?)
+        }
+    };
+    let mut trust = config.other_roots.clone();
+    trust.roots.entry(config.trust_domain.clone()).or_default().extend(bundle.roots.iter().cloned());
+    trust.crl_pem.push_str(&bundle.crl_pem);
+    let provider = Arc::new(config.options.provider.clone());
+    let verifier = SpiffeVerifier::new(&trust, provider.clone());
+    let mut server = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&config.options.versions)?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_single_cert(chain, key)?;
+    server.alpn_protocols = vec![b"h2".to_vec()];
+    // A resumed session would carry a verdict about a client certificate past a change of roots.
+    server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    server.send_tls13_tickets = 0;
+    Ok((server, made))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::serving_names;
+
+    #[test]
+    fn names_are_istiods() {
+        let default = serving_names("istio-system", "default", &[]);
+        assert_eq!(
+            default,
+            ["istio-pilot.istio-system.svc", "istiod-remote.istio-system.svc", "istiod.istio-system.svc"]
+        );
+        let more = serving_names("mesh", "canary", &["istiod.example.com".into(), " ".into()]);
+        assert!(more.contains(&"istiod-canary.mesh.svc".into()) && more.contains(&"istiod.example.com".into()));
+        assert_eq!(more.len(), 5);
+    }
+}
