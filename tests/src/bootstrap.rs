@@ -8,6 +8,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::agent::SERVER_NAME;
 use crate::kube::PodSpec;
 use crate::netns::Interception;
 
@@ -28,8 +29,10 @@ pub enum Variant {
 pub struct Config<'a> {
     /// The pod that the sidecar stands in.
     pub pod: &'a PodSpec,
-    /// Plaintext xDS of the control plane.
+    /// xDS of the control plane; plaintext, unless `secure` says how.
     pub control_plane: SocketAddr,
+    /// Root to trust and token to show on a TLS connection.
+    pub secure: Option<(&'a str, &'a str)>,
     /// Unix socket of the secret service.
     pub sds: &'a Path,
     /// Variant of the protocol.
@@ -66,7 +69,7 @@ pub fn node(pod: &PodSpec, interception: Interception) -> Value {
 
 /// The whole bootstrap.
 pub fn bootstrap(config: &Config<'_>) -> Value {
-    let Config { pod, control_plane, sds, variant, interception } = *config;
+    let Config { pod, control_plane, secure, sds, variant, interception } = *config;
     let api_type = match variant {
         Variant::Delta => "DELTA_GRPC",
         Variant::Sotw => "GRPC",
@@ -80,6 +83,18 @@ pub fn bootstrap(config: &Config<'_>) -> Value {
     };
     let mut clusters =
         vec![grpc_cluster("sds-grpc", &json!({"pipe": {"path": sds}})), grpc_cluster("xds-grpc", &xds_at)];
+    let mut xds = json!({"envoy_grpc": {"cluster_name": "xds-grpc"}});
+    if let Some((root, token)) = secure {
+        xds["initial_metadata"] = json!([{"key": "authorization", "value": format!("Bearer {token}")}]);
+        clusters[1]["transport_socket"] = json!({"name": "envoy.transport_sockets.tls", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+            "sni": SERVER_NAME,
+            "common_tls_context": {"alpn_protocols": ["h2"], "validation_context": {
+                "trusted_ca": {"inline_string": root},
+                "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": SERVER_NAME}}],
+            }},
+        }});
+    }
     if interception == Interception::None {
         let at = json!({"socket_address": {"address": "127.0.0.1", "port_value": pod.port}});
         clusters.push(json!({"name": "app", "type": "STATIC", "load_assignment": assignment("app", &at)}));
@@ -105,7 +120,7 @@ pub fn bootstrap(config: &Config<'_>) -> Value {
                 "api_type": api_type,
                 "set_node_on_first_message_only": true,
                 "transport_api_version": "V3",
-                "grpc_services": [{"envoy_grpc": {"cluster_name": "xds-grpc"}}],
+                "grpc_services": [xds],
             },
         },
         "static_resources": {"clusters": clusters, "listeners": listeners},

@@ -17,6 +17,9 @@ use crate::{Say, eventually, workspace};
 /// Plaintext xDS, as in istiod.
 pub const GRPC: u16 = 15010;
 
+/// xDS over TLS.
+pub const SECURE: u16 = 15012;
+
 /// Debug pages and health.
 pub const HTTP: u16 = 8080;
 
@@ -79,9 +82,9 @@ pub struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// Where its plaintext xDS is.
-    pub fn address() -> SocketAddr {
-        (NODE_IP, GRPC).into()
+    /// Where its xDS is, over TLS or not.
+    pub fn address(secure: bool) -> SocketAddr {
+        (NODE_IP, if secure { SECURE } else { GRPC }).into()
     }
 
     /// Starts it in a network namespace and waits until it takes connections.
@@ -93,10 +96,16 @@ impl ControlPlane {
         let (folder, environment) = (folder.to_owned(), environment.to_vec());
         let setup = move |command: &mut Command| {
             command.arg("discovery").arg("--configDir").arg(folder).arg("--registries=");
-            for (flag, port) in [("--grpcAddr", GRPC), ("--httpAddr", HTTP), ("--monitoringAddr", MONITORING)] {
+            for (flag, port) in [
+                ("--grpcAddr", GRPC),
+                ("--secureGRPCAddr", SECURE),
+                ("--httpAddr", HTTP),
+                ("--monitoringAddr", MONITORING),
+            ] {
                 command.args([flag.to_owned(), format!(":{port}")]);
             }
-            command.envs(FOR_STOCK_ENVOY).envs(environment);
+            // Its key shall not outlive it.
+            command.env("TRYSAIL_CA_DIR", "memory").envs(FOR_STOCK_ENVOY).envs(environment);
             command.stdout(Stdio::piped()).stderr(Stdio::piped());
         };
         let mut process = Process::start(node, binary, setup, None)?;

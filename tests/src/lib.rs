@@ -14,6 +14,7 @@
 //! **Invariant:** nothing is left behind: child processes die with the thread that started them, network namespaces carry the
 //! id of the process that made them, and each run first removes those whose process is gone.
 
+pub mod agent;
 pub mod bootstrap;
 pub mod control_plane;
 pub mod corpus;

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+use crate::agent::{self, Issuer};
 use crate::bootstrap::Variant;
 use crate::control_plane::{self, ControlPlane};
 use crate::kube::{self, PodSpec};
 use crate::netns::{Interception, Network};
-use crate::pod::{Pod, Surroundings};
+use crate::pod::{Issued, Pod, Surroundings};
 use crate::sds::Authority;
 use crate::workload::{self, Call, Reply};
 use crate::{Say, envoy, eventually};
@@ -33,6 +34,8 @@ pub struct Config {
     pub interception: Interception,
     /// Variant of xDS.
     pub variant: Variant,
+    /// Sidecars come over TLS with tokens, and have certificates that the control plane issued.
+    pub secure: bool,
     /// Environment of the control plane.
     pub environment: Vec<(String, String)>,
     /// What is being done.
@@ -57,7 +60,7 @@ impl Mesh {
     /// # Errors
     /// When a part does not come up; with its log.
     pub async fn start(config: Config) -> Result<Mesh> {
-        let Config { folder, outside, interception, variant, environment, say, echo } = config;
+        let Config { folder, outside, interception, variant, secure, mut environment, say, echo } = config;
         let envoy = envoy::find(say)?;
         let binary = control_plane::binary(say)?;
         let network = Network::new(interception)?;
@@ -69,6 +72,12 @@ impl Mesh {
         let open = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(files.path(), open).context("cannot open up the folder of the mesh")?;
         let envoy = envoy::within_reach(&envoy, files.path())?;
+        let issuer = Issuer::new()?;
+        let ca = files.path().join("ca");
+        if secure {
+            environment.push(("JWT_RULE".into(), issuer.rule()));
+            environment.push(("TRYSAIL_CA_DIR".into(), ca.display().to_string()));
+        }
         say(&format!("control plane: trysail discovery --configDir {} --registries=", folder.display()));
         let serve = control_plane::Config { binary: &binary, folder: &folder, environment: &environment, echo };
         let control_plane = ControlPlane::start(network.node(), &serve).await?;
@@ -76,13 +85,21 @@ impl Mesh {
             network,
             folder: files.path().to_owned(),
             envoy,
-            control_plane: ControlPlane::address(),
+            control_plane: ControlPlane::address(secure),
             variant,
             authority: Authority::new()?,
+            issued: BTreeMap::new(),
         };
         let mut mesh = Mesh { pods: BTreeMap::new(), control_plane, around, folder, _files: files };
         let mut specs = outside;
         specs.extend(kube::pods(&kube::objects(&mesh.folder)?));
+        if secure {
+            let root = std::fs::read_to_string(ca.join("ca-cert.pem")).context("the authority has no root")?;
+            for spec in &specs {
+                let issued = issue(&mesh.around, &issuer, &root, spec).await?;
+                mesh.around.issued.insert((spec.namespace.clone(), spec.service_account.clone()), issued);
+            }
+        }
         specs.sort_by_key(|spec| spec.ip);
         for spec in specs {
             let sidecar = if spec.sidecar { "with a sidecar" } else { "without a sidecar" };
@@ -193,4 +210,15 @@ impl Mesh {
         }
         Ok(found)
     }
+}
+
+/// Does what an agent does before its Envoy starts.
+async fn issue(around: &Surroundings, issuer: &Issuer, root: &str, spec: &PodSpec) -> Result<Issued> {
+    let token = issuer.token(&spec.namespace, &spec.service_account)?;
+    let socket = around.network.node().enter(tokio::net::TcpSocket::new_v4).context("cannot make a socket")?;
+    let stream = socket.connect((Ipv4Addr::LOCALHOST, control_plane::SECURE).into()).await;
+    let channel = agent::connect_over(stream.context("nobody listens for TLS")?, root, None).await?;
+    let certified =
+        agent::certify(&channel, &token).await.with_context(|| format!("no certificate for {}", spec.name))?;
+    Ok(Issued { token, certified })
 }

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
+use crate::agent::Certified;
 use crate::bootstrap::{self, ADMIN, Variant};
 use crate::envoy::write_readable;
 use crate::eventually;
@@ -34,6 +35,16 @@ pub struct Surroundings {
     pub variant: Variant,
     /// Who signs their certificates.
     pub authority: Authority,
+    /// What the control plane issued, by namespace and service account; empty when sidecars come by plaintext.
+    pub issued: BTreeMap<(String, String), Issued>,
+}
+
+/// What the control plane gave a service account.
+pub struct Issued {
+    /// For a token.
+    pub token: String,
+    /// A certificate.
+    pub certified: Certified,
 }
 
 /// A running pod. Dropping it stops everything in it.
@@ -125,11 +136,17 @@ impl Pod {
         let interception = around.network.interception();
         let socket = folder.join("sds.sock");
         let _ = fs::remove_file(&socket);
-        let identity = around.authority.identity(&self.spec.namespace, &self.spec.service_account)?;
+        let account = (self.spec.namespace.clone(), self.spec.service_account.clone());
+        let issued = around.issued.get(&account);
+        let identity = match issued.map(|issued| issued.certified.clone()) {
+            Some(Certified { chain_pem, key_pem, root_pem }) => sds::Identity::new(chain_pem, key_pem, root_pem),
+            None => around.authority.identity(&account.0, &account.1)?,
+        };
         self.tasks.0.push(sds::serve(&socket, identity)?);
         let config = bootstrap::bootstrap(&bootstrap::Config {
             pod: &self.spec,
             control_plane: around.control_plane,
+            secure: issued.map(|issued| (&*issued.certified.root_pem, &*issued.token)),
             sds: &socket,
             variant: around.variant,
             interception,

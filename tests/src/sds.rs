@@ -49,6 +49,23 @@ pub fn spiffe(namespace: &str, service_account: &str) -> String {
     format!("spiffe://cluster.local/ns/{namespace}/sa/{service_account}")
 }
 
+impl Identity {
+    /// One that was issued by somebody else.
+    pub fn new(chain_pem: String, key_pem: String, root_pem: String) -> Identity {
+        Identity { chain_pem, key_pem, root_pem }
+    }
+
+    /// Certificate and what leads to the root, PEM.
+    pub fn chain_pem(&self) -> &str {
+        &self.chain_pem
+    }
+
+    /// Its key, PEM.
+    pub fn key_pem(&self) -> &str {
+        &self.key_pem
+    }
+}
+
 impl Authority {
     /// A new one.
     ///

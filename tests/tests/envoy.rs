@@ -22,11 +22,17 @@ use folder::Folder;
 
 /// Brings up a mesh on a copy of a folder, with a client that stands outside of it.
 async fn start(test: &str, folder: &Folder, variant: Variant, client: PodSpec) -> Option<Mesh> {
+    start_with(test, folder, variant, client, false).await
+}
+
+/// The same; with `secure` sidecars come over TLS and have certificates of the control plane.
+async fn start_with(test: &str, folder: &Folder, variant: Variant, client: PodSpec, secure: bool) -> Option<Mesh> {
     let config = Config {
         folder: folder.path().to_owned(),
         outside: vec![client],
         interception: netns::or_skip(test)?,
         variant,
+        secure,
         environment: Vec::new(),
         say: quiet,
         echo: None,
@@ -108,6 +114,25 @@ async fn example(test: &str, variant: Variant) {
     assert!(from("v2")(&reply), "{} {}", reply.status, reply.body);
     folder.write("frontend-vs.yaml", &good.replace("subset: v2", "subset: v1"));
     mesh.until("client", "frontend", "v1 answers again", from("v1")).await.unwrap();
+    finish(mesh).await;
+}
+
+/// Envoys that come over TLS with a token speak mutual TLS, and nothing else, by certificates that the control plane issued.
+#[tokio::test(flavor = "multi_thread")]
+async fn strict_mutual_tls_with_certificates_of_our_own() {
+    let folder = Folder::copy(&workspace().join("examples/frontend-backend"));
+    folder.write(
+        "strict.yaml",
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
+         metadata: {name: default, namespace: istio-system}\nspec: {mtls: {mode: STRICT}}\n",
+    );
+    let test = "strict_mutual_tls_with_certificates_of_our_own";
+    let Some(mesh) = start_with(test, &folder, Variant::Delta, client("default"), true).await else { return };
+    let reply = mesh.until("client", "frontend", "v1 answers", from("v1")).await.unwrap();
+    let certificates = reply.sent("x-forwarded-client-cert");
+    for name in [sds::spiffe("default", "client"), sds::spiffe("default", "backend")] {
+        assert!(certificates.contains(&name), "{certificates}");
+    }
     finish(mesh).await;
 }
 

@@ -48,7 +48,7 @@ pub enum Command {
         /// With --all: only scenarios whose path contains this text.
         #[arg(long, default_value = "")]
         only: String,
-        /// Shows private keys in the clear; no type that holds any is rendered yet.
+        /// Shows private keys in the clear.
         #[arg(long)]
         show_secrets: bool,
     },

@@ -42,11 +42,11 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Discovery(flags) => discovery(flags)?,
-        Command::Render { folder, all, out, proxies, native, only, show_secrets: _ } => {
+        Command::Render { folder, all, out, proxies, native, only, show_secrets } => {
             let options = Options { mode: mode(native), hold_back: false, audit_share: 0.0, ..Options::default() };
             match (folder, all) {
-                (Some(folder), None) => render_one(&options, &folder, proxies.as_deref(), &out)?,
-                (None, Some(root)) => render_all(&options, &root, &only, &out)?,
+                (Some(folder), None) => render_one(&options, &folder, proxies.as_deref(), &out, show_secrets)?,
+                (None, Some(root)) => render_all(&options, &root, &only, &out, show_secrets)?,
                 _ => bail!("name a folder, or --all ROOT"),
             }
         }
@@ -218,9 +218,9 @@ fn replay(file: &Path, native: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn render_one(options: &Options, folder: &Path, proxies: Option<&Path>, out: &Path) -> Result<()> {
+fn render_one(options: &Options, folder: &Path, proxies: Option<&Path>, out: &Path, show_secrets: bool) -> Result<()> {
     let stages = pipeline::stages(options)?;
-    let rendered = on_a_big_stack(|| render::scenario(options, &stages, folder, proxies, out))?;
+    let rendered = on_a_big_stack(|| render::scenario(options, &stages, folder, proxies, out, show_secrets))?;
     for line in rendered.refused {
         eprintln!("refused: {line}");
     }
@@ -231,7 +231,7 @@ fn render_one(options: &Options, folder: &Path, proxies: Option<&Path>, out: &Pa
     Ok(())
 }
 
-fn render_all(options: &Options, root: &Path, only: &str, out: &Path) -> Result<()> {
+fn render_all(options: &Options, root: &Path, only: &str, out: &Path, show_secrets: bool) -> Result<()> {
     let stages = pipeline::stages(options)?;
     let mut scenarios = render::scenarios(root)?;
     scenarios.retain(|folder| folder.display().to_string().contains(only));
@@ -239,7 +239,7 @@ fn render_all(options: &Options, root: &Path, only: &str, out: &Path) -> Result<
     let work = || {
         while let Some(folder) = scenarios.get(next.fetch_add(1, Ordering::Relaxed)) {
             let name = folder.strip_prefix(root).unwrap_or(folder);
-            match render::scenario(options, &stages, folder, None, &out.join(name)) {
+            match render::scenario(options, &stages, folder, None, &out.join(name), show_secrets) {
                 Ok(rendered) => {
                     n_resources.fetch_add(rendered.n_resources, Ordering::Relaxed);
                 }

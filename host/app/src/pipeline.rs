@@ -161,6 +161,11 @@ pub const READ_KINDS: [&str; 15] = [
     "WorkloadGroup",
 ];
 
+/// The objects that stages may ask about. **Invariant:** secrets are not among them.
+pub fn for_stages(objects: &[Arc<trysail_model::Object>]) -> Vec<Arc<trysail_model::Object>> {
+    objects.iter().filter(|object| !trysail_ca::sds::is_secret(&object.reference)).cloned().collect()
+}
+
 /// Stages, and the sandbox they run in.
 pub struct Loaded {
     /// The stages.

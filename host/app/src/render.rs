@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
+use trysail_ca::sds::{Everybody, SecretStore};
 use trysail_discovery::{Folder, load_folder};
 use trysail_facts::FactsSnapshot;
 use trysail_facts::inputs::{Inputs, Settings};
 use trysail_model::ids::type_urls;
-use trysail_model::{Proxy, TypeUrl, View, Watched};
+use trysail_model::{Identity, Proxy, ResourceName, Secrets as _, TypeUrl, View, Watched};
 use trysail_stages::Engine;
 use trysail_stages::guest::Guest;
 
@@ -27,6 +28,8 @@ pub struct Scripted {
     pub request: BTreeMap<String, Vec<String>>,
     /// Asks for the agent's name table.
     pub name_table: bool,
+    /// Who it is; `None` on the plaintext port, where no secrets are served.
+    pub identity: Option<Identity>,
 }
 
 /// Reads `proxies.yaml`.
@@ -59,7 +62,15 @@ fn scripted(entry: &Value) -> Result<Scripted> {
         let names = names.as_array().into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned));
         request.insert(kind.clone(), names.collect());
     }
-    Ok(Scripted { name, proxy: Proxy::from_node(&text(node, "id"), metadata, locality), request, name_table })
+    let given = text(entry, "identity");
+    let account = metadata.get("SERVICE_ACCOUNT").and_then(Value::as_str).unwrap_or("default").to_owned();
+    let proxy = Proxy::from_node(&text(node, "id"), metadata, locality);
+    let identity = match &*given {
+        "none" => None,
+        "" => proxy.as_ref().ok().map(|proxy| Identity::new("cluster.local", &proxy.namespace, &account)),
+        given => Some(given.parse().context("`identity`")?),
+    };
+    Ok(Scripted { name, proxy, request, name_table, identity })
 }
 
 /// The facts of a loaded folder.
@@ -72,7 +83,7 @@ pub fn inputs(folder: &Folder) -> Inputs {
         .flatten()
         .map(|(name, value)| (name.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned)));
     Inputs {
-        objects: folder.objects.clone(),
+        objects: pipeline::for_stages(&folder.objects),
         mesh: value(&folder.settings.mesh),
         networks: value(&folder.settings.networks),
         environment: env.collect(),
@@ -153,6 +164,7 @@ pub fn scenario(
     folder: &Path,
     proxies_file: Option<&Path>,
     out: &Path,
+    show_secrets: bool,
 ) -> Result<Rendered> {
     let config = trysail_discovery::Config::scenario();
     let loaded = load_folder(folder, &config).with_context(|| format!("cannot read {}", folder.display()))?;
@@ -169,22 +181,34 @@ pub fn scenario(
     let mut rendered = Rendered::default();
     rendered.refused.extend(loaded.status.rejections.iter().map(ToString::to_string));
     rendered.warnings.extend(loaded.status.warnings.iter().map(ToString::to_string));
+    // Whether an account may read secrets a cluster says; here whoever asks sees the whole folder anyway.
+    let secrets = SecretStore::new(Some(Arc::new(Everybody)));
+    secrets.configure(loaded.settings.mesh.as_deref().unwrap_or(&Value::Null));
+    secrets.apply(loaded.objects.iter().map(|object| (&object.reference, Some(object))));
+    let secrets = Rendering { secrets, shows_keys: show_secrets };
     let snapshot = Arc::new(FactsSnapshot::new(inputs(&loaded)));
     let engine = pipeline::engine(options, stages.to_vec(), snapshot);
     for scripted in &scripted {
         let folder = out.join(&scripted.name);
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         match &scripted.proxy {
-            Ok(proxy) => rendered.n_resources += write_proxy(&engine, scripted, proxy, &folder)?,
+            Ok(proxy) => rendered.n_resources += write_proxy(&engine, &secrets, scripted, proxy, &folder)?,
             Err(error) => write(&folder.join("error.txt"), &format!("{error}\n"))?,
         }
     }
     Ok(rendered)
 }
 
-fn write_proxy(engine: &Arc<Engine>, scripted: &Scripted, proxy: &Proxy, folder: &Path) -> Result<usize> {
+fn write_proxy(
+    engine: &Arc<Engine>,
+    secrets: &Rendering,
+    scripted: &Scripted,
+    proxy: &Proxy,
+    folder: &Path,
+) -> Result<usize> {
     let all = views(engine, scripted, proxy);
     let mut n_resources = 0;
+    let mut names = BTreeSet::new();
     for (short, view) in &all.views {
         let type_url = type_urls::PUSH_ORDER.into_iter().find(|url| type_urls::short(url) == Some(short));
         let type_url = type_url.context("every served type has a short name")?;
@@ -195,7 +219,16 @@ fn write_proxy(engine: &Arc<Engine>, scripted: &Scripted, proxy: &Proxy, folder:
         };
         let list: Vec<Value> = view.resources.iter().map(json).collect::<Result<_>>()?;
         n_resources += list.len();
+        list.iter().for_each(|resource| secret_names(resource, &mut names));
         write(&folder.join(format!("{short}.json")), &format!("{:#}\n", Value::Array(list)))?;
+    }
+    if let Some(asked) = scripted.request.get("sds") {
+        names = asked.iter().map(|name| name.as_str().into()).collect();
+    }
+    if let (Some(identity), false) = (&scripted.identity, names.is_empty()) {
+        let list = secrets.list(identity, proxy, &names)?;
+        n_resources += list.len();
+        write(&folder.join("sds.json"), &format!("{:#}\n", Value::Array(list)))?;
     }
     let diagnostics = engine.diagnostics(proxy, &all.roots);
     let (gate, other): (Vec<_>, Vec<_>) = diagnostics.iter().partition(|d| d.message.starts_with("envoy would refuse"));
@@ -216,6 +249,60 @@ fn write_proxy(engine: &Arc<Engine>, scripted: &Scripted, proxy: &Proxy, folder:
         }
     }
     Ok(n_resources)
+}
+
+/// Secrets as they are printed.
+struct Rendering {
+    secrets: SecretStore,
+    shows_keys: bool,
+}
+
+impl Rendering {
+    fn list(&self, identity: &Identity, proxy: &Proxy, names: &BTreeSet<ResourceName>) -> Result<Vec<Value>> {
+        let visible = self.secrets.visible(identity, proxy, names);
+        let bodies = visible.iter().filter_map(|(name, version)| self.secrets.body(identity, proxy, name, *version));
+        let json = |body: bytes::Bytes| {
+            let printed =
+                trysail_codec::json::to_json(type_urls::SECRET, &body).context("a secret is not printable")?;
+            let mut printed = typed(type_urls::SECRET, printed);
+            if !self.shows_keys {
+                redact(&mut printed);
+            }
+            Ok(printed)
+        };
+        bodies.map(json).collect()
+    }
+}
+
+/// Takes private keys out, wherever they stand.
+fn redact(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                match key.as_str() {
+                    "private_key" => *value = serde_json::json!({"inline_string": "[redacted]"}),
+                    _ => redact(value),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(redact),
+        _ => {}
+    }
+}
+
+/// Names of secrets that a resource takes from the control plane (and not from the agent).
+fn secret_names(value: &Value, names: &mut BTreeSet<ResourceName>) {
+    match value {
+        Value::Object(fields) => {
+            let from_us = fields.get("sds_config").is_some_and(|source| source.get("ads").is_some());
+            if let (true, Some(name)) = (from_us, fields.get("name").and_then(Value::as_str)) {
+                names.insert(name.into());
+            }
+            fields.values().for_each(|value| secret_names(value, names));
+        }
+        Value::Array(items) => items.iter().for_each(|value| secret_names(value, names)),
+        _ => {}
+    }
 }
 
 /// A resource as the Any that it is on the wire: its type first, since keys are sorted.

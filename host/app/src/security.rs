@@ -180,6 +180,12 @@ fn own_folder(environment: &dyn Environment) -> Option<PathBuf> {
     Some(state.join("trysail/ca"))
 }
 
+/// Does a proxy get the configuration of its namespace without saying which account it runs as?
+/// (`TRYSAIL_ACCEPT_UNNAMED_ACCOUNTS`; istiod does that.)
+pub fn accepts_unnamed_accounts(environment: &dyn Environment) -> bool {
+    environment.get("TRYSAIL_ACCEPT_UNNAMED_ACCOUNTS").is_some_and(|value| value == "true")
+}
+
 /// The secure port, ready to serve.
 pub struct Secure {
     /// For those who want to know the roots.

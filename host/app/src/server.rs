@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use prometheus::Registry;
 use serde_json::Value;
 use tokio::sync::mpsc;
+use trysail_ca::sds::{self, SecretStore, is_secret};
 use trysail_discovery::{Change, FolderSource, Status};
 use trysail_facts::{FactsSnapshot, Inputs, Settings};
 use trysail_model::ObjectRef;
@@ -132,12 +133,15 @@ pub async fn run(
     let files = Files::read(&config);
     let mesh = files.mesh(&first.settings);
     let inputs = Inputs {
-        objects: first.changes.added.clone(),
+        objects: pipeline::for_stages(&first.changes.added),
         mesh: mesh.clone(),
         networks: files.networks(&first.settings),
         environment: environment.all(),
         settings: config.settings.clone(),
     };
+    let secrets = Arc::new(SecretStore::new(None));
+    secrets.configure(&mesh);
+    secrets.apply(first.changes.added.iter().map(|object| (&object.reference, Some(object))));
     let began = Instant::now();
     let settled = events_tx.clone();
     let options = Options {
@@ -191,6 +195,8 @@ pub async fn run(
         Arc::new(EngineTranslator(engine.clone())),
         trysail_xds::Config {
             metrics: metrics.clone(),
+            secrets: Some(secrets.clone()),
+            accepts_unnamed_accounts: security::accepts_unnamed_accounts(environment),
             on_push: Some({
                 let terminal = terminal.clone();
                 Arc::new(move |report| terminal.pushed(report))
@@ -213,6 +219,7 @@ pub async fn run(
     let committer = Arc::new(Committer {
         engine: engine.clone(),
         snapshot: Mutex::new(snapshot),
+        secrets,
         files: Mutex::new(files),
         config: config.clone(),
         plugins: plugins.clone(),
@@ -248,8 +255,8 @@ pub async fn run(
                     let since = batch.since.into_std();
                     let committed = tokio::task::spawn_blocking(move || committer.commit(batch.changes)).await;
                     match committed {
-                        Ok(Some((revision, reasons))) => {
-                            xds.notify(PushInfo { since, ..PushInfo::new(revision, reasons) })
+                        Ok(Some(Committed { revision, reasons, secrets })) => {
+                            xds.notify(PushInfo { since, secrets, ..PushInfo::new(revision, reasons) })
                         }
                         Ok(None) => {}
                         Err(panic) => tracing::error!(%panic, "a change could not be taken in; what was served stays"),
@@ -297,7 +304,7 @@ fn watch(config: &Config, events: mpsc::UnboundedSender<Vec<Event>>) -> Result<(
     let discovery = trysail_discovery::Config {
         system_namespace: config.settings.system_namespace.clone(),
         revision: config.settings.revision.clone(),
-        read_kinds: Some(pipeline::READ_KINDS.iter().map(|kind| (*kind).to_owned()).collect()),
+        read_kinds: Some(pipeline::READ_KINDS.iter().chain(&sds::READ_KINDS).map(|kind| (*kind).to_owned()).collect()),
         ..trysail_discovery::Config::default()
     };
     let (first_tx, first_rx) = std::sync::mpsc::sync_channel(1);
@@ -375,6 +382,8 @@ impl Files {
 struct Committer {
     engine: Arc<Engine>,
     snapshot: Mutex<FactsSnapshot>,
+    /// Secrets and who may have them: not among the facts, which stages see.
+    secrets: Arc<SecretStore>,
     files: Mutex<Files>,
     settings: Mutex<trysail_discovery::Settings>,
     config: Config,
@@ -387,12 +396,20 @@ struct Committer {
     collected: Mutex<u64>,
 }
 
+/// What a commit came to.
+struct Committed {
+    revision: u64,
+    reasons: Vec<String>,
+    /// Secrets, or who may have them, changed.
+    secrets: bool,
+}
+
 /// Nodes put together between two collections.
 const COLLECT_AFTER: u64 = 20_000;
 
 impl Committer {
     /// Commits what happened. The new revision and why, or nothing when no answer can have moved.
-    fn commit(&self, events: Vec<Event>) -> Option<(u64, Vec<String>)> {
+    fn commit(&self, events: Vec<Event>) -> Option<Committed> {
         let mut reasons = Vec::new();
         let mut change = trysail_facts::Change::default();
         let mut objects: BTreeMap<ObjectRef, Option<Arc<trysail_model::Object>>> = BTreeMap::new();
@@ -418,15 +435,19 @@ impl Committer {
                 }
             }
         }
+        let mut secrets = self.secrets.apply(objects.iter().map(|(reference, object)| (reference, object.as_ref())));
         for (reference, object) in objects {
             match object {
+                _ if is_secret(&reference) => {}
                 Some(object) => change.upserted.push(object),
                 None => change.deleted.push(reference),
             }
         }
         if settings_moved {
             let (files, settings) = (self.files.lock(), self.settings.lock());
-            change.mesh = Some(files.mesh(&settings));
+            let mesh = files.mesh(&settings);
+            secrets |= self.secrets.configure(&mesh);
+            change.mesh = Some(mesh);
             change.networks = Some(files.networks(&settings));
         }
         if !change.upserted.is_empty() || !change.deleted.is_empty() || settings_moved {
@@ -441,7 +462,7 @@ impl Committer {
         self.report.lock().revision = revision;
         // A slow call's end has moved the revision before it was told here.
         let served = std::mem::replace(&mut *self.served.lock(), revision);
-        (revision != served).then_some((revision, reasons))
+        (revision != served || secrets).then_some(Committed { revision, reasons, secrets })
     }
 
     /// Drops what was made for proxies that are gone and states that are past, once there is enough of it to be worth a look

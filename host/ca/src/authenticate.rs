@@ -4,12 +4,14 @@
 
 mod forwarded;
 mod jwks;
+mod jwt;
 mod kubernetes;
 mod layer;
 mod oidc;
 
 pub use forwarded::Forwarded;
 pub use jwks::{FetchError, Keys};
+pub use jwt::{Jwk, JwkSet, Token, TokenError};
 pub use kubernetes::{KubernetesToken, Review, ReviewError, TokenReview};
 pub use layer::Authenticated;
 pub use oidc::{JwtRule, Oidc, RuleError};

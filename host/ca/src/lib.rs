@@ -22,6 +22,7 @@ pub mod key;
 pub mod metrics;
 pub mod node;
 pub mod roots;
+pub mod sds;
 pub mod service;
 pub mod signer;
 pub mod tls;

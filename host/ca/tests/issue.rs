@@ -5,9 +5,11 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
+use trysail_ca::authenticate::{JwkSet, Token};
 use trysail_ca::authority::{BACK_DATING, Lifetime, Lifetimes};
 use trysail_ca::key::SigningKey;
 use trysail_ca::roots::{FolderStore, MemoryStore, Plugged, RootError, Roots, Rotation, SelfSigned, detect};
+use trysail_ca::sds::SecretName;
 use trysail_ca::x509::{Certificate, CsrError, SigningRequest, self_signed_root};
 use trysail_ca::{Authority, IssueError, Order};
 
@@ -360,6 +362,11 @@ proptest! {
         let _ = Certificate::all_from_pem(&noise);
         let _ = Certificate::from_der(&noise);
         let _ = SigningKey::from_pem(&noise);
+        let text = String::from_utf8_lossy(&noise);
+        let _ = Token::parse(&text).map(|token| token.verify(&JwkSet::default(), "i", &[], SystemTime::now()));
+        let _ = serde_json::from_slice::<JwkSet>(&noise);
+        let _ = SecretName::parse(&text, "n");
+        let _ = text.parse::<trysail_model::Identity>();
         let mut der = pem::parse(csr(&rcgen::PKCS_ED25519, "x")).unwrap().into_contents();
         let good = SigningRequest::from_der(&der).unwrap();
         let at = at % der.len();

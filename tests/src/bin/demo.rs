@@ -75,6 +75,7 @@ async fn demo(cli: &Cli, interception: Interception, start: Instant) -> Result<(
         outside: vec![PodSpec::outside("client", Ipv4Addr::new(10, 244, 0, 10))],
         interception,
         variant: if cli.sotw { Variant::Sotw } else { Variant::Delta },
+        secure: false,
         environment: Vec::new(),
         say: aloud,
         echo: Some(|line| println!("  trysail | {line}")),

@@ -18,7 +18,7 @@ pub fn render_all(root: &Path, scenarios: &[PathBuf], out: &Path) -> Vec<String>
     let failed = Mutex::new(Vec::new());
     let work = || {
         while let Some(scenario) = scenarios.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let rendered = render::scenario(&options, &stages, &root.join(scenario), None, &out.join(scenario));
+            let rendered = render::scenario(&options, &stages, &root.join(scenario), None, &out.join(scenario), true);
             match rendered {
                 Ok(rendered) if rendered.refused.is_empty() => {}
                 Ok(rendered) => {

@@ -1,16 +1,16 @@
 //! An issuer's keys: given, or fetched and kept for a while.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::Uri;
 use hyper_util::rt::TokioIo;
-use jsonwebtoken::DecodingKey;
-use jsonwebtoken::jwk::JwkSet;
 use rustls::pki_types::ServerName;
-use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
+
+use super::jwt::JwkSet;
 
 /// How long fetched keys are good.
 const FRESH: Duration = Duration::from_secs(300);
@@ -35,7 +35,7 @@ enum Source {
 
 #[derive(Default)]
 struct Kept {
-    keys: Option<JwkSet>,
+    keys: Option<Arc<JwkSet>>,
     fetched: Option<Instant>,
     tried: Option<Instant>,
 }
@@ -53,7 +53,7 @@ impl Keys {
     /// When the text is no key set.
     pub fn fixed(json: &str) -> Result<Keys, FetchError> {
         let keys = serde_json::from_str(json).map_err(|error| FetchError(error.to_string()))?;
-        Ok(Keys { source: Source::Fixed, kept: Mutex::new(Kept { keys: Some(keys), ..Kept::default() }) })
+        Ok(Keys { source: Source::Fixed, kept: Mutex::new(Kept { keys: Some(Arc::new(keys)), ..Kept::default() }) })
     }
 
     /// Keys at an address.
@@ -66,20 +66,21 @@ impl Keys {
         Keys { source: Source::Issuer(issuer.to_owned()), kept: Mutex::default() }
     }
 
-    /// The keys of an id, or all without one.
+    /// The keys; fetched anew when they are old, or a key of that id is not among them.
     ///
     /// # Errors
     /// When there are none and none can be fetched.
-    pub async fn candidates(&self, kid: Option<&str>) -> Result<Vec<DecodingKey>, FetchError> {
+    pub async fn current(&self, kid: Option<&str>) -> Result<Arc<JwkSet>, FetchError> {
         let mut kept = self.kept.lock().await;
         if !matches!(self.source, Source::Fixed) {
             let is_fresh = kept.fetched.is_some_and(|at| at.elapsed() < FRESH);
-            let knows = kept.keys.as_ref().is_some_and(|keys| kid.is_none_or(|kid| keys.find(kid).is_some()));
+            let has = |keys: &Arc<JwkSet>, kid| keys.keys.iter().any(|key| key.kid.as_deref() == Some(kid));
+            let knows = kept.keys.as_ref().is_some_and(|keys| kid.is_none_or(|kid| has(keys, kid)));
             if !(is_fresh && knows) && kept.tried.is_none_or(|at| at.elapsed() > PAUSE) {
                 kept.tried = Some(Instant::now());
                 match tokio::time::timeout(PATIENCE, self.fetch()).await {
                     Ok(Ok(keys)) => {
-                        kept.keys = Some(keys);
+                        kept.keys = Some(Arc::new(keys));
                         kept.fetched = Some(Instant::now());
                     }
                     // Keys that were good stay good for a while; an issuer that is down must not lock everybody out.
@@ -91,11 +92,7 @@ impl Keys {
                 return Err(FetchError("not available".into()));
             }
         }
-        let keys = kept.keys.as_ref().ok_or_else(|| FetchError("not available".into()))?;
-        let fits = |key: &&jsonwebtoken::jwk::Jwk| {
-            kid.is_none_or(|kid| key.common.key_id.as_deref().is_none_or(|id| id == kid))
-        };
-        Ok(keys.keys.iter().filter(fits).filter_map(|key| DecodingKey::from_jwk(key).ok()).collect())
+        kept.keys.clone().ok_or_else(|| FetchError("not available".into()))
     }
 
     async fn fetch(&self) -> Result<JwkSet, FetchError> {

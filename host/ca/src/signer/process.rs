@@ -127,6 +127,8 @@ async fn spawn(program: &PathBuf, args: &[String], start: &Start) -> Result<Runn
         .env_clear()
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::null())
+        // A signal from a terminal is for us; it ends when we do.
+        .process_group(0)
         .kill_on_drop(true)
         .spawn()?;
     let mut socket = UnixStream::from_std(ours)?;

@@ -1,0 +1,363 @@
+//! The secure port as agents and gateways meet it: the program itself, over TLS.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect, helpers included")]
+
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+use trysail_proto::envoy::config::core::v3::Node;
+use trysail_proto::envoy::extensions::transport_sockets::tls::v3::Secret;
+use trysail_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use trysail_proto::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
+use trysail_proto::istio::v1::auth::IstioCertificateRequest;
+use trysail_proto::prost::Message as _;
+use trysail_proto::prost_types::{Struct, Value as WireValue, value::Kind};
+use trysail_tests::agent::{self, Certified, Issuer, with_token};
+use trysail_tests::{control_plane, quiet};
+
+const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Server {
+    child: Child,
+    secure: SocketAddr,
+    monitoring: SocketAddr,
+    folder: tempfile::TempDir,
+    ca: std::path::PathBuf,
+    log: std::sync::Arc<std::sync::Mutex<String>>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn write(folder: &Path, name: &str, text: &str) {
+    let fresh = folder.join(format!(".{name}.new"));
+    std::fs::write(&fresh, text).unwrap();
+    std::fs::rename(fresh, folder.join(name)).unwrap();
+}
+
+fn objects(certificate: &str) -> String {
+    let data = json!({"tls.crt": certificate, "tls.key": "-----CANARY-KEY-----", "ca.crt": "roots"});
+    let secret = |namespace: &str, name: &str| json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"namespace": namespace, "name": name}, "stringData": data});
+    let rbac = "rbac.authorization.k8s.io/v1";
+    let all = [
+        secret("edge", "shop-cert"),
+        secret("shop", "shop-cert"),
+        json!({"apiVersion": rbac, "kind": "Role", "metadata": {"namespace": "edge", "name": "sds"},
+            "rules": [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get", "list", "watch"]}]}),
+        json!({"apiVersion": rbac, "kind": "RoleBinding", "metadata": {"namespace": "edge", "name": "sds"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "sds"},
+            "subjects": [{"kind": "ServiceAccount", "name": "gateway"}]}),
+    ];
+    all.map(|object| object.to_string()).join("\n---\n")
+}
+
+/// Starts the program on a folder, with its signer in another process.
+fn start(issuer: &Issuer, environment: &[(&str, &str)]) -> Server {
+    let binary = control_plane::binary(quiet).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config");
+    std::fs::create_dir(&config).unwrap();
+    write(&config, "objects.yaml", &objects("first"));
+    let ca = folder.path().join("state/ca");
+    let mut command = Command::new(binary);
+    command.args(["discovery", "--registries=", "--native", "--configDir"]).arg(&config);
+    for flag in ["--grpcAddr", "--httpAddr", "--monitoringAddr", "--secureGRPCAddr"] {
+        command.args([flag, "127.0.0.1:0"]);
+    }
+    command.env("RUST_LOG", "trace").env("TRYSAIL_CA_DIR", &ca).env("JWT_RULE", issuer.rule());
+    command.env("ROOT_CA_DIR", folder.path().join("plugged")).envs(environment.iter().copied());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let log = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
+    let (lines_tx, lines_rx) = std::sync::mpsc::channel::<String>();
+    let out: [Box<dyn std::io::Read + Send>; 2] =
+        [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
+    for stream in out {
+        let (log, lines_tx) = (log.clone(), lines_tx.clone());
+        std::thread::spawn(move || {
+            for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                log.lock().unwrap().push_str(&format!("{line}\n"));
+                let _ = lines_tx.send(line);
+            }
+        });
+    }
+    drop(lines_tx);
+    let found = loop {
+        match lines_rx.recv_timeout(PATIENCE) {
+            Ok(line) if line.contains("over TLS on ") => break line,
+            Ok(_) => {}
+            Err(_) => panic!("the control plane did not start:\n{}", log.lock().unwrap()),
+        }
+    };
+    let address = |before: &str| {
+        let rest = &found[found.find(before).unwrap() + before.len()..];
+        rest.split([',', ' ']).next().unwrap().parse().unwrap()
+    };
+    let (secure, monitoring) = (address("over TLS on "), address("metrics on "));
+    Server { child, secure, monitoring, folder, ca, log }
+}
+
+impl Server {
+    fn root(&self) -> String {
+        std::fs::read_to_string(self.ca.join("ca-cert.pem")).unwrap()
+    }
+
+    async fn channel(&self) -> Channel {
+        agent::connect(self.secure, &self.root(), None).await.unwrap()
+    }
+}
+
+fn node(proxy_type: &str, namespace: &str, account: Option<&str>) -> Node {
+    let mut fields = std::collections::BTreeMap::new();
+    let text = |text: &str| WireValue { kind: Some(Kind::StringValue(text.to_owned())) };
+    fields.insert("NAMESPACE".to_owned(), text(namespace));
+    if let Some(account) = account {
+        fields.insert("SERVICE_ACCOUNT".to_owned(), text(account));
+    }
+    let id = format!("{proxy_type}~10.0.0.9~pod-1.{namespace}~{namespace}.svc.cluster.local");
+    Node { id, metadata: Some(Struct { fields }), ..Node::default() }
+}
+
+struct Stream {
+    requests: mpsc::Sender<DiscoveryRequest>,
+    responses: tonic::Streaming<DiscoveryResponse>,
+}
+
+impl Stream {
+    async fn open(channel: &Channel, token: Option<&str>, first: DiscoveryRequest) -> Result<Stream, Status> {
+        let (requests, rx) = mpsc::channel(8);
+        requests.send(first).await.unwrap();
+        let stream = ReceiverStream::new(rx);
+        let request = match token {
+            Some(token) => with_token(stream, token),
+            None => Request::new(stream),
+        };
+        let mut client = AggregatedDiscoveryServiceClient::new(channel.clone());
+        let responses = client.stream_aggregated_resources(request).await?.into_inner();
+        Ok(Stream { requests, responses })
+    }
+
+    async fn next(&mut self) -> Result<DiscoveryResponse, Status> {
+        tokio::time::timeout(PATIENCE, self.responses.next()).await.expect("an answer in time").expect("an open stream")
+    }
+
+    async fn acknowledge(&self, response: &DiscoveryResponse, names: &[&str]) {
+        let request = DiscoveryRequest {
+            type_url: response.type_url.clone(),
+            response_nonce: response.nonce.clone(),
+            version_info: response.version_info.clone(),
+            resource_names: names.iter().map(|name| (*name).to_owned()).collect(),
+            ..DiscoveryRequest::default()
+        };
+        self.requests.send(request).await.unwrap();
+    }
+}
+
+fn ask(node: Node, type_url: &str, names: &[&str]) -> DiscoveryRequest {
+    let resource_names = names.iter().map(|name| (*name).to_owned()).collect();
+    DiscoveryRequest { node: Some(node), type_url: type_url.into(), resource_names, ..DiscoveryRequest::default() }
+}
+
+async fn first(channel: &Channel, token: Option<&str>, node: Node) -> Result<DiscoveryResponse, Status> {
+    Stream::open(channel, token, ask(node, CLUSTER, &[])).await?.next().await
+}
+
+/// `corpus/live/ads/errors/tls-*`: codes and words are istiod's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_gets_the_configuration_of_its_identity_only() {
+    let issuer = Issuer::new().unwrap();
+    let server = start(&issuer, &[]);
+    let channel = server.channel().await;
+    let reviews = || node("sidecar", "shop", Some("reviews"));
+    let good = issuer.token("shop", "reviews").unwrap();
+    assert_eq!(first(&channel, Some(&good), reviews()).await.unwrap().type_url, CLUSTER);
+
+    let expired = json!({"exp": 1_000_000});
+    let merged = |changes: Value| {
+        let mut claims = agent::claims("shop", "reviews");
+        claims.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        issuer.sign(&claims).unwrap()
+    };
+    let stranger = Issuer::new().unwrap().token("shop", "reviews").unwrap();
+    let unsigned = format!("eyJhbGciOiJub25lIn0.{}.", good.split('.').nth(1).unwrap());
+    let bad = [
+        None,
+        Some(merged(expired)),
+        Some(merged(json!({"aud": ["kubernetes"]}))),
+        Some(merged(json!({"iss": "https://other.test"}))),
+        Some(merged(json!({"sub": "reviews"}))),
+        Some(merged(json!({"exp": null}))),
+        Some(stranger),
+        Some(unsigned),
+        Some("nonsense".to_owned()),
+        Some(String::new()),
+    ];
+    for token in bad {
+        let status = first(&channel, token.as_deref(), reviews()).await.unwrap_err();
+        assert_eq!((status.code(), status.message()), (Code::Unauthenticated, "authentication failure"), "{token:?}");
+    }
+    let others = [("istio-system", "ztunnel"), ("shop", "productpage"), ("default", "reviews")];
+    for (namespace, account) in others {
+        let token = issuer.token(namespace, account).unwrap();
+        let status = first(&channel, Some(&token), reviews()).await.unwrap_err();
+        let text = format!(
+            "authorization failed: no identities ([spiffe://cluster.local/ns/{namespace}/sa/{account}]) matched shop/reviews"
+        );
+        assert_eq!((status.code(), status.message()), (Code::PermissionDenied, &*text));
+    }
+    // istiod lets any account of the namespace in when the node does not say which it is.
+    let status = first(&channel, Some(&good), node("sidecar", "shop", None)).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+    let lenient = start(&issuer, &[("TRYSAIL_ACCEPT_UNNAMED_ACCOUNTS", "true")]);
+    assert!(first(&lenient.channel().await, Some(&good), node("sidecar", "shop", None)).await.is_ok());
+}
+
+/// `corpus/live/ca/create-certificate.json`.
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_are_the_callers() {
+    let issuer = Issuer::new().unwrap();
+    let server = start(&issuer, &[]);
+    let channel = server.channel().await;
+    let token = issuer.token("shop", "reviews").unwrap();
+    let own = agent::certify(&channel, &token).await.unwrap();
+    assert_eq!(own.root_pem, server.root());
+    // With the certificate instead of a token: renewal, and streams.
+    let mutual = agent::connect(server.secure, &server.root(), Some(&own)).await.unwrap();
+    let (csr, _) = agent::signing_request().unwrap();
+    let message =
+        |csr: &str, seconds| IstioCertificateRequest { csr: csr.into(), validity_duration: seconds, metadata: None };
+    assert_eq!(agent::create(&mutual, Request::new(message(&csr, 60))).await.unwrap().len(), 2);
+    assert!(first(&mutual, None, node("sidecar", "shop", Some("reviews"))).await.is_ok());
+    let status = first(&mutual, None, node("sidecar", "shop", Some("productpage"))).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied);
+
+    let refused = async |request| {
+        let status: Status = agent::create(&channel, request).await.unwrap_err();
+        (status.code(), status.message().to_owned())
+    };
+    let is = |code, text: &str| (code, text.to_owned());
+    let unknown = is(Code::Unauthenticated, "request authenticate failure");
+    assert_eq!(refused(Request::new(message(&csr, 60))).await, unknown);
+    assert_eq!(refused(with_token(message(&csr, 60), "x")).await, unknown);
+    let too_long = "CSR signing error (requested TTL 2184h0m0s is greater than the max allowed TTL 2160h0m0s)";
+    assert_eq!(refused(with_token(message(&csr, 7_862_400), &token)).await, is(Code::InvalidArgument, too_long));
+    let not_pem = "CSR signing error (certificate signing request is not properly encoded)";
+    assert_eq!(refused(with_token(message("", 60), &token)).await, is(Code::InvalidArgument, not_pem));
+    let not_csr = "CSR signing error (failed to parse X.509 certificate signing request)";
+    assert_eq!(refused(with_token(message(&server.root(), 60), &token)).await, is(Code::InvalidArgument, not_csr));
+    let wanted = WireValue { kind: Some(Kind::StringValue("spiffe://cluster.local/ns/shop/sa/other".into())) };
+    let impersonating = IstioCertificateRequest {
+        metadata: Some(Struct { fields: [("ImpersonatedIdentity".to_owned(), wanted)].into() }),
+        ..message(&csr, 60)
+    };
+    let status = refused(with_token(impersonating, &token)).await;
+    assert_eq!(status, is(Code::Unauthenticated, "request impersonation authentication failure"));
+
+    // A certificate of somebody else's root proves nothing: the handshake already fails.
+    let foreign = trysail_tests::sds::Authority::new().unwrap().identity("shop", "reviews").unwrap();
+    let foreign =
+        Certified { chain_pem: foreign.chain_pem().into(), key_pem: foreign.key_pem().into(), root_pem: String::new() };
+    let result = match agent::connect(server.secure, &server.root(), Some(&foreign)).await {
+        Ok(channel) => agent::create(&channel, Request::new(message(&csr, 60))).await.map(drop).map_err(drop),
+        Err(_) => Err(()),
+    };
+    assert!(result.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_go_to_those_who_may_have_them_and_nowhere_else() {
+    let issuer = Issuer::new().unwrap();
+    let server = start(&issuer, &[]);
+    let channel = server.channel().await;
+    let token = issuer.token("edge", "gateway").unwrap();
+    let names = ["kubernetes://shop-cert", "kubernetes://missing"];
+    let request = ask(node("router", "edge", Some("gateway")), SECRET, &names);
+    let mut gateway = Stream::open(&channel, Some(&token), request).await.unwrap();
+    let response = gateway.next().await.unwrap();
+    let decoded: Vec<Secret> = response.resources.iter().map(|any| Secret::decode(&*any.value).unwrap()).collect();
+    assert_eq!(decoded.iter().map(|secret| &*secret.name).collect::<Vec<_>>(), ["kubernetes://shop-cert"]);
+    assert!(String::from_utf8_lossy(&response.resources[0].value).contains("-----CANARY-KEY-----"));
+    gateway.acknowledge(&response, &names).await;
+
+    // Others hear nothing, whatever they ask: not the same namespace, not the account without the right.
+    for (namespace, account, name) in [
+        ("edge", "shop-keeper", "kubernetes://shop-cert"),
+        ("shop", "gateway", "kubernetes://edge/shop-cert"),
+        ("shop", "gateway", "kubernetes-gateway://edge/shop-cert"),
+    ] {
+        let token = issuer.token(namespace, account).unwrap();
+        let own = node("router", namespace, Some(account));
+        let mut other = Stream::open(&channel, Some(&token), ask(own.clone(), SECRET, &[name])).await.unwrap();
+        // The answer to a later question is the first thing that it hears.
+        other.requests.send(ask(own, CLUSTER, &[])).await.unwrap();
+        let heard = other.next().await.unwrap();
+        assert_eq!(heard.type_url, CLUSTER, "{namespace}/{account} {name}");
+    }
+
+    // Rotated: pushed.
+    write(&server.folder.path().join("config"), "objects.yaml", &objects("second"));
+    let rotated = gateway.next().await.unwrap();
+    assert!(String::from_utf8_lossy(&rotated.resources[0].value).contains("second"));
+
+    // The canary is in no log at the finest level, and on no page.
+    let log = server.log.lock().unwrap().clone();
+    assert!(log.contains("shop-cert"), "something was logged");
+    assert!(!log.contains("CANARY"), "a secret was logged");
+    let page =
+        std::process::Command::new("curl").args(["-s", &format!("http://{}/metrics", server.monitoring)]).output();
+    if let Ok(page) = page {
+        assert!(!String::from_utf8_lossy(&page.stdout).contains("CANARY"));
+    }
+}
+
+/// The key is in a process of its own, which is replaced when it dies, with the same key.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_signer_is_a_process_of_its_own() {
+    let issuer = Issuer::new().unwrap();
+    let server = start(&issuer, &[]);
+    let channel = server.channel().await;
+    let token = issuer.token("shop", "reviews").unwrap();
+    let root = agent::certify(&channel, &token).await.unwrap().root_pem;
+    let mut stream = Stream::open(&channel, Some(&token), ask(node("sidecar", "shop", Some("reviews")), CLUSTER, &[]))
+        .await
+        .unwrap();
+    stream.next().await.unwrap();
+    let children =
+        std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", server.child.id())).unwrap_or_default();
+    let signers: Vec<&str> = children.split_whitespace().collect();
+    let [signer] = signers[..] else { panic!("one child was expected: {children:?}") };
+    let environment = std::fs::read(format!("/proc/{signer}/environ")).unwrap_or_default();
+    assert!(environment.is_empty(), "the signer needs nothing of the environment");
+    Command::new("kill").args(["-9", signer]).status().unwrap();
+    let again = tokio::time::timeout(PATIENCE, async {
+        loop {
+            if let Ok(own) = agent::certify(&channel, &token).await {
+                return own;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    assert_eq!(again.await.expect("another signer").root_pem, root);
+    // Streams did not notice: this one still answers.
+    let other = DiscoveryRequest {
+        type_url: "type.googleapis.com/envoy.config.listener.v3.Listener".into(),
+        ..DiscoveryRequest::default()
+    };
+    stream.requests.send(other).await.unwrap();
+    assert!(stream.next().await.unwrap().type_url.ends_with("Listener"));
+}
