@@ -94,7 +94,9 @@ impl Mesh {
         let mut specs = outside;
         specs.extend(kube::pods(&kube::objects(&mesh.folder)?));
         if secure {
-            let root = std::fs::read_to_string(ca.join("ca-cert.pem")).context("the authority has no root")?;
+            let read =
+                || async { std::fs::read_to_string(ca.join("ca-cert.pem")).context("the authority has no root") };
+            let root = eventually("the root of the authority", PATIENCE, read).await?;
             for spec in &specs {
                 let issued = issue(&mesh.around, &issuer, &root, spec).await?;
                 mesh.around.issued.insert((spec.namespace.clone(), spec.service_account.clone()), issued);

@@ -78,3 +78,76 @@ impl NodeAuthorizer {
         if runs { Ok(wanted) } else { Err(format!("no pod of {wanted} runs on node {:?}", pod.node)) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trysail_model::identity::Proof;
+
+    struct TwoNodes;
+
+    #[async_trait]
+    impl Pods for TwoNodes {
+        async fn pod(&self, cluster: &str, namespace: &str, name: &str) -> Option<NodePod> {
+            let pod = |node: &str| NodePod { uid: "1".into(), service_account: "ztunnel".into(), node: node.into() };
+            match (cluster, namespace, name) {
+                ("Kubernetes", "istio-system", "ztunnel-a") => Some(pod("node-a")),
+                ("Kubernetes", "istio-system", "ztunnel-b") => Some(pod("node-b")),
+                ("Kubernetes", "istio-system", "ztunnel-new") => Some(pod("")),
+                _ => None,
+            }
+        }
+
+        async fn runs(&self, cluster: &str, node: &str, namespace: &str, service_account: &str) -> bool {
+            (cluster, node, namespace, service_account) == ("Kubernetes", "node-a", "shop", "reviews")
+        }
+    }
+
+    fn caller(pod: &str, account: &str, uid: &str) -> Caller {
+        let pod = PodBinding {
+            name: pod.into(),
+            namespace: "istio-system".into(),
+            uid: uid.into(),
+            service_account: account.into(),
+        };
+        Caller {
+            proof: Proof::Token,
+            identities: vec!["spiffe://td/ns/istio-system/sa/ztunnel".into()],
+            pod: Some(pod),
+        }
+    }
+
+    /// The impersonation cases of `corpus/live/ca/create-certificate.json`, and a foreign trust domain refused.
+    #[tokio::test]
+    async fn a_node_proxy_asks_for_its_own_node_only() {
+        let trusted = NodeAuthorizer::accounts("istio-system/ztunnel, bad, /x, other/a");
+        assert_eq!(trusted.len(), 2);
+        let authorizer = |accepts_foreign_trust_domains| NodeAuthorizer {
+            trusted: trusted.clone(),
+            pods: Box::new(TwoNodes),
+            trust_domain: "td".into(),
+            accepts_foreign_trust_domains,
+        };
+        let strict = authorizer(false);
+        let (own, wanted) = (caller("ztunnel-a", "ztunnel", "1"), "spiffe://td/ns/shop/sa/reviews");
+        let cluster = Some("Kubernetes");
+        assert_eq!(strict.judge(&own, cluster, wanted).await.unwrap().to_string(), wanted);
+        let refused = [
+            (own.clone(), None, wanted),
+            (own.clone(), Some("other"), wanted),
+            (own.clone(), cluster, "spiffe://td/ns/shop/sa/nobody"),
+            (own.clone(), cluster, "reviews"),
+            (own.clone(), cluster, "spiffe://foreign/ns/shop/sa/reviews"),
+            (caller("ztunnel-b", "ztunnel", "1"), cluster, wanted),
+            (caller("ztunnel-a", "ztunnel", "2"), cluster, wanted),
+            (caller("ztunnel-a", "productpage", "1"), cluster, wanted),
+            (caller("ztunnel-new", "ztunnel", "1"), cluster, wanted),
+            (caller("", "ztunnel", ""), cluster, wanted),
+            (Caller { pod: None, ..own.clone() }, cluster, wanted),
+        ];
+        for (caller, cluster, wanted) in refused {
+            assert!(strict.judge(&caller, cluster, wanted).await.is_err(), "{caller:?} {cluster:?} {wanted}");
+        }
+        assert!(authorizer(true).judge(&own, cluster, "spiffe://foreign/ns/shop/sa/reviews").await.is_ok());
+    }
+}

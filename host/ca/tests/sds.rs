@@ -1,5 +1,7 @@
 //! Who gets which secret, in which form.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot begin has failed")]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
