@@ -96,7 +96,7 @@ pub fn bootstrap(config: &Config<'_>) -> Value {
         }});
     }
     if interception == Interception::None {
-        let at = json!({"socket_address": {"address": "127.0.0.1", "port_value": pod.port}});
+        let at = json!({"socket_address": {"address": "127.0.0.1", "port_value": pod.port()}});
         clusters.push(json!({"name": "app", "type": "STATIC", "load_assignment": assignment("app", &at)}));
     }
     json!({
@@ -195,7 +195,7 @@ fn inbound(pod: &PodSpec) -> Value {
     }});
     json!({
         "name": "inbound",
-        "address": {"socket_address": {"address": pod.ip.to_string(), "port_value": pod.port}},
+        "address": {"socket_address": {"address": pod.ip.to_string(), "port_value": pod.port()}},
         "listener_filters": [{
             "name": "envoy.filters.listener.tls_inspector",
             "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector"},

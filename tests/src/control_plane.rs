@@ -108,7 +108,7 @@ impl ControlPlane {
             command.env("TRYSAIL_CA_DIR", "memory").envs(FOR_STOCK_ENVOY).envs(environment);
             command.stdout(Stdio::piped()).stderr(Stdio::piped());
         };
-        let mut process = Process::start(node, binary, setup, None)?;
+        let mut process = Process::start(node, binary, setup, None, None)?;
         let lines = Arc::new(Mutex::new(Vec::new()));
         if let Some(stdout) = process.child().stdout.take() {
             follow(stdout, lines.clone(), echo);

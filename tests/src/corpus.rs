@@ -4,11 +4,29 @@
 //! A scenario is a folder with `expected/<proxy>/<type>.json`; what was rendered stands in `<proxy>/<type>.json` elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{env, fs};
 
 use anyhow::{Context as _, Result};
 use serde_json::{Map, Value};
+
+use crate::workspace;
+
+/// The recorded scenarios: those that `TRYSAIL_CORPUS` names, else those beside the workspace. None where there are none.
+pub fn folder() -> Option<PathBuf> {
+    let folder = env::var_os("TRYSAIL_CORPUS").map_or_else(|| workspace().join("../shared/corpus"), PathBuf::from);
+    folder.join("xds").is_dir().then(|| folder.join("xds"))
+}
+
+/// Areas of the translation that each scenario needs, by its path.
+///
+/// # Errors
+/// When the list cannot be read.
+pub fn areas(root: &Path) -> Result<BTreeMap<PathBuf, BTreeSet<String>>> {
+    let file = root.join("areas.json");
+    let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is broken", file.display()))
+}
 
 /// How resources of one kind compare.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

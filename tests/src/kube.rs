@@ -13,6 +13,29 @@ use serde_json::Value;
 /// Label that keeps a pod without a sidecar, as with Istio's injector.
 const INJECT: &str = "sidecar.istio.io/inject";
 
+/// What a workload speaks on a port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Speaks {
+    /// HTTP/1.
+    #[default]
+    Http,
+    /// Lines: one is read, one is answered.
+    Tcp,
+    /// HTTP/1 within TLS.
+    Tls,
+    /// HTTP/1 within TLS, for clients with a certificate.
+    MutualTls,
+}
+
+/// A port that a workload listens on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkloadPort {
+    /// Number.
+    pub number: u16,
+    /// What is spoken there, as the port's name begins with it.
+    pub speaks: Speaks,
+}
+
 /// A pod to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodSpec {
@@ -26,13 +49,18 @@ pub struct PodSpec {
     pub ip: Ipv4Addr,
     /// Labels.
     pub labels: BTreeMap<String, String>,
-    /// Port that the workload listens on.
-    pub port: u16,
+    /// Ports that the workload listens on; the first is its main one.
+    pub ports: Vec<WorkloadPort>,
     /// Whether a sidecar stands in it.
     pub sidecar: bool,
 }
 
 impl PodSpec {
+    /// Number of the main port.
+    pub fn port(&self) -> u16 {
+        self.ports.first().map_or(0, |port| port.number)
+    }
+
     /// A pod that is in no folder, such as the client.
     pub fn outside(name: &str, ip: Ipv4Addr) -> PodSpec {
         PodSpec {
@@ -41,7 +69,7 @@ impl PodSpec {
             service_account: name.into(),
             ip,
             labels: BTreeMap::from([("app".into(), name.into())]),
-            port: 8080,
+            ports: vec![WorkloadPort { number: 8080, speaks: Speaks::Http }],
             sidecar: true,
         }
     }
@@ -117,7 +145,11 @@ fn pod(object: &Value) -> Option<PodSpec> {
         .flatten()
         .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
         .collect();
-    let port = object.pointer("/spec/containers/0/ports/0/containerPort").and_then(Value::as_u64);
+    let ports = object.pointer("/spec/containers/0/ports").and_then(Value::as_array).into_iter().flatten();
+    let mut ports: Vec<WorkloadPort> = ports.filter_map(workload_port).collect();
+    if ports.is_empty() {
+        ports.push(WorkloadPort { number: 8080, speaks: Speaks::Http });
+    }
     Some(PodSpec {
         name: text(object, "/metadata/name")?.to_owned(),
         namespace: text(object, "/metadata/namespace").unwrap_or("default").to_owned(),
@@ -125,8 +157,19 @@ fn pod(object: &Value) -> Option<PodSpec> {
         ip: text(object, "/status/podIP")?.parse().ok()?,
         sidecar: labels.get(INJECT).is_none_or(|value| value != "false"),
         labels,
-        port: port.and_then(|port| u16::try_from(port).ok()).unwrap_or(8080),
+        ports,
     })
+}
+
+fn workload_port(port: &Value) -> Option<WorkloadPort> {
+    let number = port.get("containerPort").and_then(Value::as_u64)?;
+    let name = text(port, "/name").unwrap_or_default();
+    let speaks = match name.split('-').next().unwrap_or_default() {
+        "tcp" => Speaks::Tcp,
+        "tls" | "https" => Speaks::Tls,
+        _ => Speaks::Http,
+    };
+    Some(WorkloadPort { number: u16::try_from(number).ok()?, speaks })
 }
 
 /// The services with a cluster address, by `name.namespace`.

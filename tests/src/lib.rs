@@ -14,16 +14,22 @@
 //! **Invariant:** nothing is left behind: child processes die with the thread that started them, network namespaces carry the
 //! id of the process that made them, and each run first removes those whose process is gone.
 
+pub mod admin;
 pub mod agent;
 pub mod bootstrap;
 pub mod control_plane;
 pub mod corpus;
+pub mod dns;
 pub mod envoy;
 pub mod kube;
 pub mod mesh;
 pub mod netns;
+pub mod objects;
 pub mod pod;
 pub mod sds;
+pub mod simulation;
+pub mod tls;
+pub mod validate;
 pub mod workload;
 
 use std::path::{Path, PathBuf};

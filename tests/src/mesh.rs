@@ -7,16 +7,18 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use tokio::task::JoinHandle;
 
 use crate::agent::{self, Issuer};
 use crate::bootstrap::Variant;
 use crate::control_plane::{self, ControlPlane};
 use crate::kube::{self, PodSpec};
-use crate::netns::{Interception, Network};
+use crate::netns::{Interception, NODE_IP, Network};
 use crate::pod::{Issued, Pod, Surroundings};
 use crate::sds::Authority;
+use crate::tls::Outside;
 use crate::workload::{self, Call, Reply};
-use crate::{Say, envoy, eventually};
+use crate::{Say, dns, envoy, eventually};
 
 /// How long anything may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -38,6 +40,10 @@ pub struct Config {
     pub secure: bool,
     /// Environment of the control plane.
     pub environment: Vec<(String, String)>,
+    /// Names that the sidecars' resolver knows; without any, they ask the machine's.
+    pub names: BTreeMap<String, Ipv4Addr>,
+    /// Certificates of workloads that speak TLS themselves.
+    pub tls: Option<Outside>,
     /// What is being done.
     pub say: Say,
     /// Gets what the control plane prints.
@@ -51,7 +57,17 @@ pub struct Mesh {
     control_plane: ControlPlane,
     around: Surroundings,
     folder: PathBuf,
+    _name_server: Option<Task>,
     _files: tempfile::TempDir,
+}
+
+/// A task that ends with its owner.
+struct Task(JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Mesh {
@@ -60,7 +76,7 @@ impl Mesh {
     /// # Errors
     /// When a part does not come up; with its log.
     pub async fn start(config: Config) -> Result<Mesh> {
-        let Config { folder, outside, interception, variant, secure, mut environment, say, echo } = config;
+        let Config { folder, outside, interception, variant, secure, mut environment, names, tls, say, echo } = config;
         let envoy = envoy::find(say)?;
         let binary = control_plane::binary(say)?;
         let network = Network::new(interception)?;
@@ -81,7 +97,16 @@ impl Mesh {
         say(&format!("control plane: trysail discovery --configDir {} --registries=", folder.display()));
         let serve = control_plane::Config { binary: &binary, folder: &folder, environment: &environment, echo };
         let control_plane = ControlPlane::start(network.node(), &serve).await?;
+        let mut resolver = None;
+        if !names.is_empty() {
+            let file = files.path().join("resolv.conf");
+            envoy::write_readable(&file, &format!("nameserver {NODE_IP}\n"))?;
+            resolver = Some((file, Task(dns::serve(network.node(), names)?)));
+        }
+        let (resolver, name_server) = resolver.unzip();
         let around = Surroundings {
+            outside: tls,
+            resolver,
             network,
             folder: files.path().to_owned(),
             envoy,
@@ -90,7 +115,8 @@ impl Mesh {
             authority: Authority::new()?,
             issued: BTreeMap::new(),
         };
-        let mut mesh = Mesh { pods: BTreeMap::new(), control_plane, around, folder, _files: files };
+        let mut mesh =
+            Mesh { pods: BTreeMap::new(), control_plane, around, folder, _name_server: name_server, _files: files };
         let mut specs = outside;
         specs.extend(kube::pods(&kube::objects(&mesh.folder)?));
         if secure {
@@ -146,6 +172,22 @@ impl Mesh {
     /// What the control plane printed.
     pub fn control_plane(&self) -> &ControlPlane {
         &self.control_plane
+    }
+
+    /// Makes an HTTP call from a pod to an address, which its sidecar takes if it has one.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn call(&self, from: &str, call: Call<'_>) -> Result<Reply> {
+        workload::call(self.pod(from).netns(), call).await
+    }
+
+    /// Sends bytes from a pod to an address; see [`workload::send`].
+    ///
+    /// # Errors
+    /// When there is no connection.
+    pub async fn send(&self, from: &str, to: SocketAddr, bytes: &[u8]) -> Result<String> {
+        workload::send(self.pod(from).netns(), to, bytes).await
     }
 
     /// Calls a service by its host name, as the workload of a pod would: through its sidecar.

@@ -9,22 +9,27 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::Value;
 use tokio::task::JoinHandle;
 
+use crate::admin::Admin;
 use crate::agent::Certified;
-use crate::bootstrap::{self, ADMIN, Variant};
+use crate::bootstrap::{self, Variant};
 use crate::envoy::write_readable;
 use crate::eventually;
 use crate::kube::PodSpec;
 use crate::netns::{Interception, Netns, Network, SIDECAR_UID};
 use crate::sds::{self, Authority};
-use crate::workload::{self, Call, Reply};
+use crate::tls::Outside;
+use crate::workload::Workload;
 
 /// What all pods of a mesh share.
 pub struct Surroundings {
     /// Their network.
     pub network: Network,
+    /// Certificates of workloads that speak TLS themselves.
+    pub outside: Option<Outside>,
+    /// Resolver configuration of their sidecars, if not the machine's.
+    pub resolver: Option<PathBuf>,
     /// Folder for their files, open to the sidecars' user.
     pub folder: PathBuf,
     /// Envoy, within reach of that user.
@@ -54,6 +59,7 @@ pub struct Pod {
     // Fields are dropped in order: processes before the namespace that they are in.
     sidecar: Option<Process>,
     tasks: Tasks,
+    workload: Workload,
     netns: Netns,
     log: PathBuf,
 }
@@ -78,10 +84,19 @@ impl Process {
         program: &Path,
         setup: impl FnOnce(&mut Command) + Send + 'static,
         user: Option<u32>,
+        resolver: Option<&Path>,
     ) -> Result<Process> {
         // setpriv sets what Rust's standard library cannot. The signal comes when the starting thread ends, so that must be
         // the namespace's own thread.
-        let mut command = Command::new("setpriv");
+        let mut command;
+        if let Some(resolver) = resolver {
+            // Nobody else sees this mount.
+            const SCRIPT: &str = r#"mount --bind "$0" /etc/resolv.conf && exec "$@""#;
+            command = Command::new("unshare");
+            command.args(["--mount", "sh", "-c", SCRIPT]).arg(resolver).arg("setpriv");
+        } else {
+            command = Command::new("setpriv");
+        }
         command.args(["--pdeathsig", "KILL"]);
         if let Some(user) = user {
             command.args(["--reuid", &user.to_string(), "--regid", &user.to_string(), "--clear-groups"]);
@@ -120,12 +135,15 @@ impl Pod {
         let folder = around.folder.join(&spec.name);
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let log = folder.join("envoy.log");
-        let mut pod = Pod { spec, sidecar: None, tasks: Tasks::default(), netns, log };
+        let workload = Workload::new(&spec, around.outside.clone());
+        let mut pod = Pod { spec, sidecar: None, tasks: Tasks::default(), workload, netns, log };
         // Without redirection the pod's address belongs to the sidecar; see `bootstrap`.
         let hidden = pod.spec.sidecar && interception == Interception::None;
         let ip = if hidden { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
-        let listener = pod.netns.listen(ip, pod.spec.port)?;
-        pod.tasks.0.push(workload::serve(listener, &pod.spec));
+        for port in &pod.spec.ports {
+            let listener = pod.netns.listen(ip, port.number)?;
+            pod.tasks.0.push(pod.workload.serve(listener, port.speaks));
+        }
         if pod.spec.sidecar {
             pod.start_sidecar(around, &folder)?;
         }
@@ -165,13 +183,18 @@ impl Pod {
         };
         // Only redirection needs another user; and without it listeners lie on low ports.
         let user = (interception == Interception::Redirect).then_some(SIDECAR_UID);
-        self.sidecar = Some(Process::start(&self.netns, &around.envoy, setup, user)?);
+        self.sidecar = Some(Process::start(&self.netns, &around.envoy, setup, user, around.resolver.as_deref())?);
         Ok(())
     }
 
     /// The pod's network namespace.
     pub fn netns(&self) -> &Netns {
         &self.netns
+    }
+
+    /// What runs in it beside the sidecar.
+    pub fn workload(&self) -> &Workload {
+        &self.workload
     }
 
     /// The end of the sidecar's log.
@@ -181,35 +204,17 @@ impl Pod {
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
 
-    /// Asks the sidecar's admin interface.
-    ///
-    /// # Errors
-    /// When it does not answer.
-    pub async fn admin(&self, path: &str) -> Result<Reply> {
-        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, ADMIN));
-        workload::call(&self.netns, Call { to, host: "admin", method: "GET", path, headers: &[] }).await
+    /// The sidecar's admin interface.
+    pub fn admin(&self) -> Admin<'_> {
+        Admin { netns: &self.netns, name: &self.spec.name }
     }
 
-    /// Stats whose name contains the text, those that are not zero and no histograms.
+    /// Stats of the sidecar; see [`Admin::stats`].
     ///
     /// # Errors
     /// When the admin interface does not answer.
     pub async fn stats(&self, contains: &str) -> Result<BTreeMap<String, u64>> {
-        let reply = self.admin("/stats?usedonly").await?;
-        let lines = reply.body.lines().filter_map(|line| line.rsplit_once(": "));
-        let lines = lines.filter(|(name, _)| name.contains(contains));
-        Ok(lines
-            .filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok().filter(|value| *value > 0)?)))
-            .collect())
-    }
-
-    /// Envoy's dump of its configuration.
-    ///
-    /// # Errors
-    /// When the admin interface does not answer.
-    pub async fn config_dump(&self) -> Result<Value> {
-        let reply = self.admin("/config_dump?include_eds").await?;
-        serde_json::from_str(&reply.body).context("config_dump is no JSON")
+        self.admin().stats(contains).await
     }
 
     /// Waits until Envoy has clusters and listeners and takes traffic.
@@ -223,7 +228,7 @@ impl Pod {
         }
         let pod = &*self;
         let ask = || async {
-            let reply = pod.admin("/ready").await?;
+            let reply = pod.admin().get("/ready").await?;
             if reply.status != 200 {
                 bail!("Envoy is not ready: {}", reply.body.trim());
             }
@@ -242,32 +247,6 @@ impl Pod {
         if !self.spec.sidecar {
             return Ok(Vec::new());
         }
-        let mut found = Vec::new();
-        // `update_failure` does not count: the stream may fail before the control plane is up.
-        for stat in ["update_rejected", "listener_create_failure"] {
-            found.extend(
-                self.stats(stat).await?.into_iter().map(|(name, n)| format!("{}: {name} = {n}", self.spec.name)),
-            );
-        }
-        find_errors(&self.config_dump().await?, &mut |error| found.push(format!("{}: {error}", self.spec.name)));
-        Ok(found)
-    }
-}
-
-/// Every `error_state` with details in a dump.
-fn find_errors(dump: &Value, report: &mut impl FnMut(String)) {
-    match dump {
-        Value::Object(fields) => {
-            for (name, value) in fields {
-                if name == "error_state"
-                    && let Some(details) = value.get("details")
-                {
-                    report(details.to_string());
-                }
-                find_errors(value, report);
-            }
-        }
-        Value::Array(items) => items.iter().for_each(|item| find_errors(item, report)),
-        _ => {}
+        self.admin().rejections().await
     }
 }

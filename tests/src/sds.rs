@@ -3,6 +3,7 @@
 //!
 //! The authority is made at start-up and dies with the process: these certificates prove nothing outside of a test.
 
+use std::fs;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -136,9 +137,25 @@ fn secret(identity: &Identity, name: &str) -> Option<Secret> {
             trusted_ca: inline(&identity.root_pem),
             ..Default::default()
         }),
-        _ => return None,
+        // Files that a rule names, as the agent serves them.
+        _ => file_secret(name)?,
     };
     Some(Secret { name: name.to_owned(), r#type: Some(body) })
+}
+
+/// `file-root:CA` and `file-cert:CERTIFICATE~KEY`.
+fn file_secret(name: &str) -> Option<secret::Type> {
+    let file = |path: &str| inline(&String::from_utf8_lossy(&fs::read(path).ok()?));
+    if let Some(root) = name.strip_prefix("file-root:") {
+        let context = CertificateValidationContext { trusted_ca: file(root), ..Default::default() };
+        return Some(secret::Type::ValidationContext(context));
+    }
+    let (certificate, key) = name.strip_prefix("file-cert:")?.split_once('~')?;
+    Some(secret::Type::TlsCertificate(TlsCertificate {
+        certificate_chain: file(certificate),
+        private_key: file(key),
+        ..Default::default()
+    }))
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;

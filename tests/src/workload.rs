@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -12,12 +13,16 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::kube::PodSpec;
+use crate::kube::{PodSpec, Speaks};
 use crate::netns::Netns;
+use crate::tls::Outside;
 
 /// Header that makes the server wait so many milliseconds.
 pub const DELAY: &str = "x-delay-ms";
@@ -25,32 +30,103 @@ pub const DELAY: &str = "x-delay-ms";
 /// Header that makes the server answer with this status.
 pub const STATUS: &str = "x-answer-status";
 
-/// Serves until the task is aborted.
-pub fn serve(listener: TcpListener, pod: &PodSpec) -> JoinHandle<()> {
-    let app = pod.labels.get("app").unwrap_or(&pod.name).clone();
-    let version = pod.labels.get("version").cloned().unwrap_or_default();
-    let pod = pod.name.clone();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let who = json!({"app": app, "version": version, "pod": pod});
-            let service = service_fn(move |request| answer(who.clone(), request));
-            tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
-        }
-    })
+/// Header that makes the server answer with [`STATUS`] only the first so many times for a path.
+pub const TIMES: &str = "x-answer-times";
+
+/// Header that makes only the pod of this name answer with [`STATUS`].
+pub const ONLY: &str = "x-answer-pod";
+
+/// What runs in a pod, on all of its ports.
+#[derive(Clone)]
+pub struct Workload {
+    who: Value,
+    seen: Arc<Mutex<BTreeMap<String, u64>>>,
+    outside: Option<Outside>,
 }
 
-async fn answer(mut who: Value, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+impl Workload {
+    /// The workload of a pod. `outside` gives it certificates if it is to speak TLS.
+    pub fn new(pod: &PodSpec, outside: Option<Outside>) -> Workload {
+        let app = pod.labels.get("app").unwrap_or(&pod.name);
+        let version = pod.labels.get("version").map(String::as_str).unwrap_or_default();
+        Workload { who: json!({"app": app, "version": version, "pod": pod.name}), seen: Arc::default(), outside }
+    }
+
+    /// Serves until the task is aborted.
+    pub fn serve(&self, listener: TcpListener, speaks: Speaks) -> JoinHandle<()> {
+        let workload = self.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let workload = workload.clone();
+                tokio::spawn(async move {
+                    let _ = match speaks {
+                        Speaks::Http => workload.http(stream).await,
+                        Speaks::Tcp => workload.lines(stream).await,
+                        Speaks::Tls => workload.tls(stream, false).await,
+                        Speaks::MutualTls => workload.tls(stream, true).await,
+                    };
+                });
+            }
+        })
+    }
+
+    /// How many requests for a path have come so far.
+    pub fn n_seen(&self, path: &str) -> u64 {
+        self.seen.lock().map(|seen| seen.get(path).copied().unwrap_or_default()).unwrap_or_default()
+    }
+
+    fn see(&self, path: &str) -> u64 {
+        let Ok(mut seen) = self.seen.lock() else { return 0 };
+        let n = seen.entry(path.to_owned()).or_default();
+        *n += 1;
+        *n
+    }
+
+    async fn tls(mut self, stream: TcpStream, mutual: bool) -> Result<()> {
+        let outside = self.outside.take().context("a workload that speaks TLS needs certificates")?;
+        let stream = TlsAcceptor::from(outside.server(mutual)).accept(stream).await.context("no TLS")?;
+        let session = stream.get_ref().1;
+        self.who["sni"] = json!(session.server_name().unwrap_or_default());
+        self.who["client_certificate"] = json!(session.peer_certificates().is_some());
+        self.http(stream).await
+    }
+
+    async fn http(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<()> {
+        let service = service_fn(move |request| answer(self.clone(), request));
+        let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+        connection.await.context("a connection broke off")
+    }
+
+    async fn lines(self, stream: TcpStream) -> Result<()> {
+        let mut stream = BufReader::new(stream);
+        let mut line = String::new();
+        stream.read_line(&mut line).await.context("cannot read a line")?;
+        let mut who = self.who;
+        who["line"] = json!(line.trim_end());
+        stream.write_all(format!("{who}\n").as_bytes()).await.context("cannot write a line")?;
+        stream.shutdown().await.context("cannot end a connection")
+    }
+}
+
+async fn answer(workload: Workload, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let n_seen = workload.see(request.uri().path());
+    let mut who = workload.who;
     let number = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if let Some(delay) = number(DELAY) {
         tokio::time::sleep(Duration::from_millis(delay)).await;
     }
-    let status = number(STATUS).and_then(|status| u16::try_from(status).ok()).unwrap_or(200);
+    let only = request.headers().get(ONLY).and_then(|pod| pod.to_str().ok());
+    let is_meant = only.is_none_or(|pod| who.get("pod").and_then(Value::as_str) == Some(pod));
+    let asked = number(STATUS).filter(|_| is_meant && number(TIMES).is_none_or(|times| n_seen <= times));
+    let status = asked.and_then(|status| u16::try_from(status).ok()).unwrap_or(200);
     let headers: BTreeMap<&str, String> = request
         .headers()
         .iter()
         .map(|(name, value)| (name.as_str(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
         .collect();
     who["path"] = json!(request.uri().path());
+    who["method"] = json!(request.method().as_str());
+    who["query"] = json!(request.uri().query().unwrap_or_default());
     who["headers"] = json!(headers);
     let mut response = Response::new(Full::new(Bytes::from(who.to_string())));
     if let Ok(status) = status.try_into() {
@@ -106,32 +182,71 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// # Errors
 /// When there is no answer.
 pub async fn call(from: &Netns, call: Call<'_>) -> Result<Reply> {
-    let Call { to, host, method, path, headers } = call;
+    let (to, host) = (call.to, call.host);
+    let exchange = async {
+        let stream = connect(from, to).await?;
+        request(stream, &call).await
+    };
+    let reply = tokio::time::timeout(PATIENCE, exchange).await;
+    reply.with_context(|| format!("{host}: no answer in {PATIENCE:?}"))?
+}
+
+/// Makes a call within TLS that the workload itself speaks; `name` goes into the handshake.
+///
+/// # Errors
+/// When there is no answer, or the server does not prove its name.
+pub async fn call_tls(from: &Netns, call: Call<'_>, name: &str, outside: &Outside) -> Result<Reply> {
+    let exchange = async {
+        let stream = connect(from, call.to).await?;
+        let name = ServerName::try_from(name.to_owned()).context("no server name")?;
+        let stream = TlsConnector::from(outside.client()).connect(name, stream).await.context("no TLS")?;
+        request(stream, &call).await
+    };
+    let reply = tokio::time::timeout(PATIENCE, exchange).await;
+    reply.with_context(|| format!("{}: no answer in {PATIENCE:?}", call.host))?
+}
+
+async fn connect(from: &Netns, to: SocketAddr) -> Result<TcpStream> {
     // A socket stays in the namespace that it was made in; connecting need not block the namespace's thread.
     let socket = from.enter(TcpSocket::new_v4).context("cannot make a socket")?;
-    let exchange = async {
-        let stream = socket.connect(to).await.with_context(|| format!("cannot connect to {to}"))?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.context("no HTTP")?;
-        let connection = tokio::spawn(connection);
-        let mut request = Request::builder().method(method).uri(path).header("host", host);
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let request = request.body(Full::<Bytes>::default()).context("bad request")?;
-        let response = sender.send_request(request).await.with_context(|| format!("no answer from {to}"));
-        let (parts, body) = response?.into_parts();
-        let body = body.collect().await.context("the answer broke off")?.to_bytes();
-        connection.abort();
-        Ok::<_, anyhow::Error>((parts, body))
-    };
-    let (parts, body) = tokio::time::timeout(PATIENCE, exchange)
-        .await
-        .with_context(|| format!("{host}: no answer in {PATIENCE:?}"))??;
+    socket.connect(to).await.with_context(|| format!("cannot connect to {to}"))
+}
+
+async fn request(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, call: &Call<'_>) -> Result<Reply> {
+    let Call { to, host, method, path, headers } = *call;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.context("no HTTP")?;
+    let connection = tokio::spawn(connection);
+    let mut request = Request::builder().method(method).uri(path).header("host", host);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(Full::<Bytes>::default()).context("bad request")?;
+    let response = sender.send_request(request).await.with_context(|| format!("no answer from {to}"));
+    let (parts, body) = response?.into_parts();
+    let body = body.collect().await.context("the answer broke off")?.to_bytes();
+    connection.abort();
     let body = String::from_utf8_lossy(&body).into_owned();
     let headers = parts.headers.iter();
     let headers =
         headers.map(|(name, value)| (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned()));
     let who = serde_json::from_str(&body).unwrap_or_default();
     Ok(Reply { status: parts.status.as_u16(), headers: headers.collect(), body, who })
+}
+
+/// Sends bytes on a new connection and reads until the other side ends it.
+///
+/// # Errors
+/// When there is no connection, or it does not end in time. One that is reset counts as ended.
+pub async fn send(from: &Netns, to: SocketAddr, bytes: &[u8]) -> Result<String> {
+    let exchange = async {
+        let mut stream = connect(from, to).await?;
+        let mut answer = Vec::new();
+        // A proxy may end a connection at once; what it said before that is still to be read.
+        if stream.write_all(bytes).await.is_ok() {
+            let _ = stream.read_to_end(&mut answer).await;
+        }
+        Ok::<_, anyhow::Error>(String::from_utf8_lossy(&answer).into_owned())
+    };
+    tokio::time::timeout(PATIENCE, exchange).await.with_context(|| format!("{to}: no end in {PATIENCE:?}"))?
 }

@@ -10,9 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use trysail_tests::corpus::{self, Count};
-use trysail_tests::workspace;
 
 #[path = "support/render.rs"]
 mod render;
@@ -22,11 +21,6 @@ const MAX_SHOWN: usize = 20;
 
 /// Group and type.
 type Key = (String, String);
-
-fn corpus_folder() -> Option<PathBuf> {
-    let folder = env::var_os("TRYSAIL_CORPUS").map_or_else(|| workspace().join("../shared/corpus"), PathBuf::from);
-    folder.join("xds").is_dir().then(|| folder.join("xds"))
-}
 
 fn floors_file() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("floors.json")
@@ -61,20 +55,19 @@ fn fell(count: &Count, (equal, of): (usize, usize)) -> bool {
 
 /// Scenarios that need nothing but the core areas.
 fn core_only(root: &Path) -> BTreeSet<String> {
-    let text = fs::read_to_string(root.join("areas.json")).unwrap_or_else(|_| "{}".into());
-    let areas: BTreeMap<String, Value> = serde_json::from_str(&text).expect("areas.json is broken");
-    areas.into_iter().filter(|(_, areas)| *areas == json!(["core"])).map(|(scenario, _)| scenario).collect()
+    let areas = corpus::areas(root).unwrap().into_iter();
+    areas.filter(|(_, areas)| areas.iter().eq(["core"])).map(|(scenario, _)| scenario.display().to_string()).collect()
 }
 
 #[test]
 fn conformance() {
-    let Some(root) = corpus_folder() else {
+    let Some(root) = corpus::folder() else {
         eprintln!("conformance: skipped: no corpus beside the workspace, and TRYSAIL_CORPUS names none");
         return;
     };
     let scenarios = corpus::scenarios(&root).unwrap();
     let out = tempfile::tempdir().unwrap();
-    let failed = render::render_all(&root, &scenarios, out.path());
+    let failed = render::render_all(&render::as_istiod(), &root, &scenarios, out.path());
 
     let core = core_only(&root);
     let shown = env::var("CORPUS_DIFF").ok();

@@ -34,6 +34,8 @@ async fn start_with(test: &str, folder: &Folder, variant: Variant, client: PodSp
         variant,
         secure,
         environment: Vec::new(),
+        names: BTreeMap::new(),
+        tls: None,
         say: quiet,
         echo: None,
     };

@@ -20,7 +20,7 @@ fn golden() {
     let scenarios = corpus::scenarios(&root).unwrap();
     assert!(!scenarios.is_empty());
     let out = tempfile::tempdir().unwrap();
-    let failed = render::render_all(&root, &scenarios, out.path());
+    let failed = render::render_all(&render::as_istiod(), &root, &scenarios, out.path());
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 
     let mut wrong = Vec::new();

@@ -10,6 +10,7 @@
 //! compare with istiod before the gate, not after it.
 
 mod check;
+mod clusters;
 mod plan;
 
 use prost_reflect::{DynamicMessage, MapKey, ReflectMessage, Value};
@@ -111,6 +112,7 @@ fn judge(message: &DynamicMessage, place: &Place<'_>, depth: usize, violations: 
             }
         }
     }
+    clusters::judge(message, place, violations);
     for (field, value) in message.fields() {
         if plan.is_some_and(|plan| plan.skipped_fields.contains(&field.number())) {
             continue;

@@ -138,7 +138,7 @@ fn services(touched: &Touched, old: View<'_>, new: View<'_>, named: &mut Named) 
     }
 }
 
-/// `endpoints`, `service-accounts`
+/// `endpoints`, `has-ready-endpoints`, `service-accounts`
 fn endpoints(touched: &Touched, old: View<'_>, new: View<'_>, named: &mut Named) {
     if touched.network {
         named.kind("endpoints");
@@ -186,6 +186,11 @@ fn endpoints(touched: &Touched, old: View<'_>, new: View<'_>, named: &mut Named)
                 instance_keys(instance, view).iter().for_each(|key| name(key, accounts));
             }
         }
+    }
+    if !keys.is_empty() {
+        let of_these: BTreeSet<String> = keys.keys().cloned().collect();
+        let accepts = move |query: &Query| of_these.contains(query.arg(0));
+        named.wide.push(Affected::Matching("has-ready-endpoints", Arc::new(accepts)));
     }
     for (key, accounts) in keys {
         let both = [old.state.services_of(&key), new.state.services_of(&key)];

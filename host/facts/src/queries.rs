@@ -42,6 +42,10 @@ const fn mesh_list(kind: &'static str) -> QueryDecl {
     QueryDecl { kind, about_proxy: false, predicate: false, takes_list: true, arity: 0 }
 }
 
+const fn mesh_truth_with_list(kind: &'static str, arity: usize) -> QueryDecl {
+    QueryDecl { kind, about_proxy: false, predicate: true, takes_list: true, arity }
+}
+
 const fn about(kind: &'static str, arity: usize, takes_list: bool, predicate: bool) -> QueryDecl {
     QueryDecl { kind, about_proxy: true, predicate, takes_list, arity }
 }
@@ -57,6 +61,7 @@ pub const QUERIES: &[QueryDecl] = &[
     mesh("service-index-namespaces", 0),
     mesh("services-in-namespace", 1),
     mesh("endpoints", 2),
+    mesh_truth_with_list("has-ready-endpoints", 2),
     mesh("service-accounts", 1),
     mesh("targets-at", 1),
     mesh("workload-at", 1),
@@ -101,6 +106,9 @@ impl View<'_> {
             "service-index-namespaces" => present(strings(groups(&self.state.visible, "", "*")), []),
             "services-in-namespace" => self.services_in_namespace(query.arg(0)),
             "endpoints" => self.endpoints(query.arg(0), query.arg(1)),
+            "has-ready-endpoints" => {
+                self.has_ready_endpoints(query.arg(0), query.arg(1), query.args.get(2..).unwrap_or_default())
+            }
             "service-accounts" => match self.accounts_of(query.arg(0)) {
                 Some((accounts, objects)) => present(strings(accounts), objects),
                 None => Answer::none(),
@@ -193,6 +201,19 @@ impl View<'_> {
             }
             None => none(self.state.services_of(service_key).iter().map(|service| service.source.clone())),
         }
+    }
+
+    fn has_ready_endpoints(&self, service_key: &str, port: &str, labels: &[String]) -> Answer {
+        let Some(found) = self.endpoints_of_port(service_key, port) else {
+            return none(self.state.services_of(service_key).iter().map(|service| service.source.clone()));
+        };
+        let has = |endpoint: &facts::Endpoint, pair: &str| {
+            pair.split_once('=').is_some_and(|(name, value)| endpoint.labels.get(name).is_some_and(|v| v == value))
+        };
+        let is_ready = found.endpoints.iter().any(|endpoint| {
+            endpoint.health() == facts::Health::Healthy && labels.iter().all(|pair| has(endpoint, pair))
+        });
+        if is_ready { present(Bytes::new(), found.objects) } else { none(found.objects) }
     }
 
     fn workload_at(&self, address: &str) -> Answer {

@@ -121,6 +121,12 @@ fn endpoints_know_their_pods() {
     };
     assert_eq!(found.endpoints, [expected]);
     assert_eq!(ask::<facts::Endpoints>(&world, "endpoints", &[key, "82"]), None);
+    let ready = |args: &[&str]| {
+        let query = Query::new("has-ready-endpoints", [key].into_iter().chain(args.iter().copied()));
+        world.answer(&query).value.is_some()
+    };
+    assert!(ready(&["80"]) && ready(&["81", "app=a"]));
+    assert!(!ready(&["80", "app=b"]) && !ready(&["82"]));
     let accounts: facts::Strings = ask(&world, "service-accounts", &[key]).expect("the service is known");
     assert_eq!(accounts.values, ["spiffe://cluster.local/ns/n/sa/sa"]);
     let workload: facts::Workload = ask(&world, "workload-at", &["10.0.0.1"]).expect("the pod is known");

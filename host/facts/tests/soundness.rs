@@ -228,6 +228,8 @@ fn live() -> Vec<Query> {
         queries.push(Query::new("service", [key]));
         queries.push(Query::new("service-accounts", [key]));
         queries.extend(["80", "90", "53", "1"].map(|port| Query::new("endpoints", [key, port])));
+        queries.push(Query::new("has-ready-endpoints", [key, "80"]));
+        queries.push(Query::new("has-ready-endpoints", [key, "80", "app=a"]));
     }
     for host in HOSTS.iter().copied().chain(["y.example.com", "b.n2.svc.cluster.local"]) {
         queries.push(Query::new("services-of-host", [host]));

@@ -9,7 +9,7 @@ use trysail_sdk::prost::Message as _;
 use trysail_sdk::proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use trysail_sdk::proto::istio::networking::v1alpha3::DestinationRule;
 use trysail_sdk::proto::istio::networking::v1alpha3::client_tls_settings::TlSmode;
-use trysail_sdk::{Ctx, Failure, Item, Message, Output};
+use trysail_sdk::{Ctx, Failure, Item, Message, Output, Severity};
 
 use crate::assembly::{self, Canonical, Form, Group, Member, TLS_ISTIO, Target};
 use crate::locality::{self, Circumstances};
@@ -23,18 +23,20 @@ const LOCAL_CLUSTER: &str = "local_cluster";
 
 /// The function `cluster`.
 pub fn cluster(ctx: &Ctx<'_>, name: &str) -> Result<Output, Failure> {
+    let mut output = Output::empty();
     let found = if name == LOCAL_CLUSTER {
         local(ctx)?
     } else {
         match ClusterName::parse(name) {
-            Some(parts) => outbound(ctx, name, &parts)?,
+            Some(parts) => outbound(ctx, name, &parts, &mut output)?,
             None => None,
         }
     };
     // Envoy waits for each name it asked for, so what is unknown is answered by nothing.
     let assignment =
         found.unwrap_or_else(|| ClusterLoadAssignment { cluster_name: name.to_owned(), ..Default::default() });
-    Ok(item(name, &assignment))
+    output.item(Item::new(name, Message::of(&assignment)));
+    Ok(output)
 }
 
 fn item(name: &str, assignment: &ClusterLoadAssignment) -> Output {
@@ -43,7 +45,12 @@ fn item(name: &str, assignment: &ClusterLoadAssignment) -> Output {
     output
 }
 
-fn outbound(ctx: &Ctx<'_>, name: &str, parts: &ClusterName<'_>) -> Result<Option<ClusterLoadAssignment>, Failure> {
+fn outbound(
+    ctx: &Ctx<'_>,
+    name: &str,
+    parts: &ClusterName<'_>,
+    output: &mut Output,
+) -> Result<Option<ClusterLoadAssignment>, Failure> {
     let Some(subject) = Subject::ask(ctx, parts)? else { return Ok(None) };
     // A DNS cluster has its endpoints inline: Envoy asks here only until it has heard that it became one.
     if subject.is_dns() {
@@ -64,6 +71,10 @@ fn outbound(ctx: &Ctx<'_>, name: &str, parts: &ClusterName<'_>) -> Result<Option
         only_mutual_tls(&mut groups);
     }
     if groups.is_empty() {
+        // Empty subsets are said with the routes that lead to them: a subset that nothing uses harms nobody.
+        if parts.subset.is_empty() && !parts.sni {
+            diagnose_empty(&subject.service, parts.port, output);
+        }
         return Ok(None);
     }
     let policy = Policy::of_rule(subject.rule.as_ref(), parts.port, parts.subset);
@@ -71,6 +82,16 @@ fn outbound(ctx: &Ctx<'_>, name: &str, parts: &ClusterName<'_>) -> Result<Option
     let when = Circumstances { outlier_detection: policy.outlier_detection.is_some(), by_labels: true };
     let groups = locality::apply(ctx, balancing, when, groups);
     Ok(Some(assembly::assignment(name, &groups, &subject.form())))
+}
+
+/// istiod says nothing of it, and callers get a bare 503.
+fn diagnose_empty(service: &Service, port: u32, output: &mut Output) {
+    let source = service.source.clone().unwrap_or_default();
+    let at = service.ports.iter().position(|p| p.port == port).unwrap_or_default();
+    let message =
+        format!("no endpoint of {} on port {port} is ready: requests will be answered with 503", service.host);
+    let object = format!("{} {}/{}", source.kind, source.namespace, source.name);
+    output.diagnose(Severity::Warning, object, format!("spec.ports[{at}]"), message);
 }
 
 /// The function `assignment`.

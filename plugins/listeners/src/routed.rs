@@ -1,13 +1,14 @@
 //! Where a VirtualService's routes lead TCP connections: the same for sidecars and gateways.
 //!
-//! Routes to a host that is not known are kept, since their cluster may come from the bootstrap. Nothing warns or rejects.
+//! Routes to a host that is not known are kept, since their cluster may come from the bootstrap. Destinations that cannot be reached are diagnosed; nothing rejects.
 
+use trysail_sdk::destinations::{self, Meant};
 use trysail_sdk::facts::{self, Protocol};
 use trysail_sdk::hosts;
 use trysail_sdk::prost::Message as _;
 use trysail_sdk::proto::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use trysail_sdk::proto::istio::networking::v1alpha3::{DestinationRule, RouteDestination};
-use trysail_sdk::{Ctx, Failure, Message};
+use trysail_sdk::{Ctx, Failure, Message, Output};
 
 use crate::naming;
 use crate::network::{self, Target, Terminal};
@@ -51,6 +52,39 @@ impl Router<'_> {
             port: self.port,
             dynamic_host,
         }
+    }
+
+    /// Says which destinations cannot be reached; their fields are below `field`, that of the routes' rule.
+    pub fn diagnose(
+        &self,
+        routes: &[RouteDestination],
+        owner: (&str, &str),
+        field: &str,
+        output: &mut Output,
+    ) -> Result<(), Failure> {
+        for (i, route) in routes.iter().enumerate().filter(|(_, route)| routes.len() == 1 || route.weight > 0) {
+            let mut destination = route.destination.clone().unwrap_or_default();
+            destination.host = self.qualified(&destination.host, owner.0);
+            let found = self.service_of(&destination.host)?;
+            let (service, key) = found.as_ref().map_or((None, ""), |(service, key)| (Some(service), key.as_str()));
+            let rule = if key.is_empty() { None } else { rule(self.ctx, key)? };
+            // Without a port of its own, a destination means the only one of its service, or that of the listener.
+            let port = match service.map(|service| service.ports.as_slice()) {
+                Some([only]) => only.port,
+                _ => self.port,
+            };
+            let meant = Meant { key, service, rule: rule.as_ref() };
+            for problem in destinations::problems(self.ctx, &destination, meant, Some(port)) {
+                let field = format!("{field}.route[{i}].destination.{}", problem.part);
+                output.diagnose(
+                    problem.severity,
+                    format!("VirtualService {}/{}", owner.0, owner.1),
+                    field,
+                    problem.message,
+                );
+            }
+        }
+        Ok(())
     }
 
     /// The proxy to the routes' destinations, and the first of their clusters.

@@ -153,7 +153,7 @@ impl Builder<'_> {
     pub fn chains(&self, output: &mut Output) -> Result<Vec<Chain>, Failure> {
         let tls = matches!(self.part.protocol, Protocol::Https | Protocol::Tls);
         let rules = self.rules(tls)?;
-        if tls { self.tls_chains(&rules, output) } else { self.tcp_chains(&rules) }
+        if tls { self.tls_chains(&rules, output) } else { self.tcp_chains(&rules, output) }
     }
 
     /// VirtualServices for the host that have routes of this kind, in istiod's order.
@@ -208,7 +208,7 @@ impl Builder<'_> {
                         sni: m.sni_hosts.clone(),
                         cidrs: cidrs.clone(),
                         metadata: Some(rules.metadata()),
-                        filters: self.routed(&tls.route, rules)?,
+                        filters: self.routed(&tls.route, rules, &format!("spec.tls[{i}]"), output)?,
                         ..Default::default()
                     });
                 }
@@ -228,11 +228,11 @@ impl Builder<'_> {
         Ok(chains)
     }
 
-    fn tcp_chains(&self, all: &[Rules]) -> Result<Vec<Chain>, Failure> {
+    fn tcp_chains(&self, all: &[Rules], output: &mut Output) -> Result<Vec<Chain>, Failure> {
         let mut chains = Vec::new();
         let mut default = true;
         'rules: for rules in all {
-            for tcp in rules.spec.tcp.iter().filter(|tcp| !tcp.route.is_empty()) {
+            for (i, tcp) in rules.spec.tcp.iter().enumerate().filter(|(_, tcp)| !tcp.route.is_empty()) {
                 let mut subnets: Vec<String> = Vec::new();
                 let mut terminal = tcp.r#match.is_empty();
                 for m in tcp.r#match.iter() {
@@ -250,7 +250,7 @@ impl Builder<'_> {
                     chains.push(Chain {
                         cidrs: self.part.cidrs.clone(),
                         metadata: Some(rules.metadata()),
-                        filters: self.routed(&tcp.route, rules)?,
+                        filters: self.routed(&tcp.route, rules, &format!("spec.tcp[{i}]"), output)?,
                         ..Default::default()
                     });
                     default = false;
@@ -264,7 +264,7 @@ impl Builder<'_> {
                     default &= subnets != own;
                     chains.push(Chain {
                         cidrs: subnets,
-                        filters: self.routed(&tcp.route, rules)?,
+                        filters: self.routed(&tcp.route, rules, &format!("spec.tcp[{i}]"), output)?,
                         ..Default::default()
                     });
                 }
@@ -330,8 +330,17 @@ impl Builder<'_> {
     }
 
     /// Filters of a chain that a VirtualService made.
-    fn routed(&self, routes: &[RouteDestination], rules: &Rules) -> Result<Message, Failure> {
-        self.router().filters(Message::default(), routes, (rules.namespace(), rules.name()))
+    /// Destinations that cannot be reached are diagnosed below `field`.
+    fn routed(
+        &self,
+        routes: &[RouteDestination],
+        rules: &Rules,
+        field: &str,
+        output: &mut Output,
+    ) -> Result<Message, Failure> {
+        let owner = (rules.namespace(), rules.name());
+        self.router().diagnose(routes, owner, field, output)?;
+        self.router().filters(Message::default(), routes, owner)
     }
 
     fn router(&self) -> Router<'_> {

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use trysail_sdk::destinations::{self, Meant};
 use trysail_sdk::facts::{Object, Service, Strings};
 use trysail_sdk::prost::Message as _;
 use trysail_sdk::proto::envoy::config::route::v3::route_action::HashPolicy;
@@ -18,6 +19,8 @@ use crate::{hash, session};
 /// What is known of one destination host, as this proxy sees it.
 #[derive(Default)]
 pub struct Target {
+    /// Key of the service.
+    key: String,
     /// None if the proxy sees no service of that host.
     service: Option<Service>,
     rule: Option<DestinationRule>,
@@ -73,7 +76,7 @@ impl<'c, 'h> Targets<'c, 'h> {
             Some(service) => session::of_service(self.ctx, service)?,
             None => None,
         };
-        Ok(Target { service, rule, session })
+        Ok(Target { key: key.clone(), service, rule, session })
     }
 
     /// Name of the cluster that a destination means on this port.
@@ -133,33 +136,30 @@ impl<'c, 'h> Targets<'c, 'h> {
             diagnostics.push(Diagnostic { severity, object: object.to_owned(), field, message });
         };
         let target = self.get(&destination.host)?;
-        let Some(service) = &target.service else {
-            report(Severity::Error, "host", format!("no service {:?} is visible to the proxies", destination.host));
-            return Ok(());
+        let only_port = match &target.service {
+            Some(service) if self.alone() => {
+                if let [only] = service.ports.as_slice() {
+                    Some(only.port)
+                } else {
+                    None
+                }
+            }
+            _ => None,
         };
-        let named = destination.port.as_ref().map(|p| p.number);
-        let only_port = self.alone() && service.ports.len() == 1;
-        match named {
-            Some(port) if !service.ports.iter().any(|p| p.port == port) => {
-                report(Severity::Error, "port.number", format!("service {} has no port {port}", destination.host));
-            }
-            None if self.port != 0
-                && !only_port
-                && !service.ports.iter().any(|p| p.port == self.port)
-                && !own_hosts.iter().any(|host| hosts::overlap(host, &destination.host)) =>
-            {
-                let message = format!("names no port, and service {} has no port {}", destination.host, self.port);
-                report(Severity::Warning, "", message);
-            }
-            _ => {}
+        let port = only_port.or((self.port != 0).then_some(self.port));
+        let meant = Meant { key: &target.key, service: target.service.as_ref(), rule: target.rule.as_ref() };
+        for problem in destinations::problems(self.ctx, destination, meant, port) {
+            report(problem.severity, problem.part, problem.message);
         }
-        if !destination.subset.is_empty() {
-            let subsets = target.rule.iter().flat_map(|rule| &rule.subsets);
-            if !subsets.into_iter().any(|s| s.name == destination.subset) {
-                let message =
-                    format!("subset {:?} of {} is in no DestinationRule", destination.subset, destination.host);
-                report(Severity::Error, "subset", message);
-            }
+        if let Some(service) = &target.service
+            && destination.port.is_none()
+            && self.port != 0
+            && only_port.is_none()
+            && !service.ports.iter().any(|p| p.port == self.port)
+            && !own_hosts.iter().any(|host| hosts::overlap(host, &destination.host))
+        {
+            let message = format!("names no port, and service {} has no port {}", destination.host, self.port);
+            report(Severity::Warning, "", message);
         }
         Ok(())
     }

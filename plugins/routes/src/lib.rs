@@ -33,6 +33,7 @@ mod matching;
 mod policy;
 mod service_default;
 mod session;
+mod shadow;
 mod virtual_hosts;
 mod virtual_service;
 

@@ -21,6 +21,7 @@ use crate::action::{self, Forwarding};
 use crate::delegate::{self, Rule};
 use crate::destination::Targets;
 use crate::matching::{Prefixes, is_catch_all, route_match};
+use crate::shadow::Taken;
 use crate::{headers, policy, session};
 
 /// Annotation of VirtualServices that were made of other documents.
@@ -113,6 +114,7 @@ pub fn routes(ctx: &Ctx<'_>, key: &str, at: Place<'_>, part: Part) -> Result<Out
             None => Targets::new(ctx, at.port),
             Some(_) => Targets::of_gateway(ctx, at.port, namespace),
         },
+        taken: Taken::default(),
         output,
     };
     let mut ends = false;
@@ -154,6 +156,8 @@ struct Translation<'c, 'h> {
     /// Asked with the first route that forwards.
     mesh_retries: Option<Option<HttpRetry>>,
     targets: Targets<'c, 'h>,
+    /// What the routes so far take.
+    taken: Taken,
     output: Output,
 }
 
@@ -164,13 +168,15 @@ impl Translation<'_, '_> {
             self.route(rule, None)?;
             return Ok(true);
         }
-        let mut diagnosed = false;
+        let (mut diagnosed, mut n_shadowed, mut n_applied) = (false, 0, 0);
         for request in &rule.http.r#match {
             if !self.applies(request) {
                 continue;
             }
             let reported = self.output.diagnostics.len();
-            let last = self.route(rule, Some(request))?;
+            let (last, shadowed) = self.route(rule, Some(request))?;
+            n_applied += 1;
+            n_shadowed += usize::from(shadowed);
             if diagnosed {
                 // What is wrong with the action was said with the first match.
                 self.output.diagnostics.truncate(reported);
@@ -179,6 +185,10 @@ impl Translation<'_, '_> {
             if last {
                 return Ok(true);
             }
+        }
+        if n_applied > 0 && n_shadowed == n_applied {
+            let message = "never reached: rules before it take these paths".to_owned();
+            self.report(Severity::Info, rule, "match", message);
         }
         Ok(false)
     }
@@ -197,11 +207,12 @@ impl Translation<'_, '_> {
             && self.ctx.proxy_labels_match(&request.source_labels)
     }
 
-    /// One route; true if it takes everything.
-    fn route(&mut self, rule: &Rule, request: Option<&HttpMatchRequest>) -> Result<bool, Failure> {
+    /// One route; whether it takes everything, and whether earlier ones leave nothing for it.
+    fn route(&mut self, rule: &Rule, request: Option<&HttpMatchRequest>) -> Result<(bool, bool), Failure> {
         let http = &rule.http;
         let matched = route_match(request, self.prefixes);
         let catch_all = is_catch_all(&matched);
+        let shadowed = self.taken.add(&matched);
         let mut route = Route { metadata: Some(self.metadata.clone()), r#match: Some(matched), ..Default::default() };
         route.name.clone_from(&http.name);
         if let Some(request) = request {
@@ -238,7 +249,7 @@ impl Translation<'_, '_> {
         self.last_takes_all = catch_all;
         let key = self.output.entries.len().to_string();
         self.output.item(Item::new(key, Message::of(&route)));
-        Ok(catch_all)
+        Ok((catch_all, shadowed))
     }
 
     fn forward(
@@ -382,6 +393,7 @@ mod tests {
         Fake::default()
             .answer("object", &["VirtualService", "shop/web"], &object("web", &spec))
             .text("setting", &["domain"], "cluster.local")
+            .text("has-ready-endpoints", &[&format!("shop/{host}"), "80"], "")
             .answer("derived", &["scope", "service-key", host], &Strings { values: vec![format!("shop/{host}")] })
             .answer("service", &[&format!("shop/{host}")], &Service { ports, ..Default::default() })
             .answer(
@@ -419,6 +431,14 @@ mod tests {
             metadata.kind,
             Some(Kind::StringValue("/apis/networking.istio.io/v1/namespaces/shop/virtual-service/web".into()))
         );
+    }
+
+    #[test]
+    fn rules_that_earlier_ones_leave_nothing_are_said() {
+        let at = |uri| matching(HttpMatchRequest { uri: Some(uri), ..Default::default() });
+        let (routes, diagnostics) = run(&fake(vec![at(prefix("/a")), at(exact("/a/b")), at(exact("/b"))]));
+        assert_eq!(routes.len(), 3, "istiod sends them, too");
+        assert_eq!(diagnostics, ["spec.http[1].match: never reached: rules before it take these paths"]);
     }
 
     #[test]

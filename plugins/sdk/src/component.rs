@@ -51,6 +51,7 @@ impl Host for Imports {
             "service-index-namespaces" => facts::service_index_namespaces(),
             "services-in-namespace" => facts::services_in_namespace(arg(0)),
             "endpoints" => facts::endpoints(arg(0), arg(1)),
+            "has-ready-endpoints" => truth(facts::has_ready_endpoints(arg(0), arg(1), &list(2))),
             "service-accounts" => facts::service_accounts(arg(0)),
             "targets-at" => facts::targets_at(arg(0)),
             "workload-at" => facts::workload_at(arg(0)),

@@ -121,6 +121,19 @@ impl<'a> Ctx<'a> {
         Ok(self.or_default::<facts::Endpoints>("endpoints", &[service_key, &port.to_string()])?.endpoints)
     }
 
+    /// Is any endpoint of a service port with these labels ready to serve?
+    pub fn has_ready_endpoints<'l>(
+        &self,
+        service_key: &str,
+        port: u32,
+        labels: impl IntoIterator<Item = (&'l String, &'l String)>,
+    ) -> bool {
+        let mut args = vec![service_key.to_owned(), port.to_string()];
+        args.extend(labels.into_iter().map(|(name, value)| format!("{name}={value}")));
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        self.host.ask("has-ready-endpoints", &args).is_some()
+    }
+
     /// Identities of a service's endpoints.
     pub fn service_accounts(&self, service_key: &str) -> Answer<Vec<String>> {
         self.strings("service-accounts", &[service_key])

@@ -8,6 +8,7 @@
 #[cfg(target_family = "wasm")]
 pub mod component;
 pub mod ctx;
+pub mod destinations;
 pub mod hosts;
 pub mod output;
 

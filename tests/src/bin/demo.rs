@@ -77,6 +77,8 @@ async fn demo(cli: &Cli, interception: Interception, start: Instant) -> Result<(
         variant: if cli.sotw { Variant::Sotw } else { Variant::Delta },
         secure: false,
         environment: Vec::new(),
+        names: BTreeMap::new(),
+        tls: None,
         say: aloud,
         echo: Some(|line| println!("  trysail | {line}")),
     };

@@ -8,17 +8,21 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use trysail::pipeline::{self, Options};
 use trysail::render;
 
+/// How scenarios are compared with what istiod sends: the gate only reports, since istiod sends what it would hold back. Each
+/// call is made twice and must answer the same, since tests are where impure stages should be found.
+#[allow(dead_code, reason = "not every suite compares")]
+pub fn as_istiod() -> Options {
+    Options { hold_back: false, audit_share: 1.0, ..Options::default() }
+}
+
 /// Renders each scenario below `root` into the same path below `out`, with what was refused in `refused.txt`. Answers what failed, by scenario.
-pub fn render_all(root: &Path, scenarios: &[PathBuf], out: &Path) -> Vec<String> {
-    // The gate only reports, as in `trysail render`: istiod sends what it would hold back. Each call is made twice and must
-    // answer the same, since tests are where impure stages should be found.
-    let options = Options { hold_back: false, audit_share: 1.0, ..Options::default() };
-    let stages = pipeline::stages(&options).expect("the built-in stages load");
+pub fn render_all(options: &Options, root: &Path, scenarios: &[PathBuf], out: &Path) -> Vec<String> {
+    let stages = pipeline::stages(options).expect("the built-in stages load");
     let next = AtomicUsize::new(0);
     let failed = Mutex::new(Vec::new());
     let work = || {
         while let Some(scenario) = scenarios.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let rendered = render::scenario(&options, &stages, &root.join(scenario), None, &out.join(scenario), true);
+            let rendered = render::scenario(options, &stages, &root.join(scenario), None, &out.join(scenario), true);
             match rendered {
                 Ok(rendered) if rendered.refused.is_empty() => {}
                 Ok(rendered) => {

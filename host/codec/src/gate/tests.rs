@@ -118,3 +118,34 @@ fn nesting_is_bounded() {
     }
     assert_eq!(validate(&nested.type_url, &nested.value).unwrap_err()[0].rule, "depth");
 }
+
+#[test]
+fn clusters_that_resolve_hosts_check_names() {
+    let cluster = |options: serde_json::Value, insecure: bool| {
+        json!({
+            "name": "a",
+            "cluster_type": {"name": "envoy.clusters.dynamic_forward_proxy", "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig",
+                "dns_cache_config": {"name": "a"},
+                "allow_insecure_cluster_options": insecure,
+            }},
+            "typed_extension_protocol_options": options,
+        })
+    };
+    let http = |more: serde_json::Value| {
+        let mut options = json!({
+            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": {"http2_protocol_options": {}},
+        });
+        options["upstream_http_protocol_options"] = more;
+        json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options})
+    };
+    let checked = json!({"auto_sni": true, "auto_san_validation": true});
+    for (options, insecure) in [(json!({}), false), (http(checked), false), (http(json!({})), true)] {
+        assert_eq!(violations(CLUSTER, cluster(options, insecure)), Vec::<String>::new());
+    }
+    assert_eq!(
+        violations(CLUSTER, cluster(http(json!({"auto_sni": true})), false)),
+        ["typed_extension_protocol_options dynamic_forward_proxy"]
+    );
+}

@@ -34,6 +34,7 @@ pub const QUERIES: &[QueryDecl] = &[
     mesh("destination-rules-matching", 1),
     of_list(mesh("mesh-config", 0)),
     of_list(mesh("features", 0)),
+    truth(of_list(mesh("has-ready-endpoints", 2))),
     of_list(mesh("derived", 2)),
     truth(of_list(mesh("derived-exists", 2))),
     proxy("proxy", 1),
