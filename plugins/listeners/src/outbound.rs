@@ -437,7 +437,8 @@ mod tests {
         assert_eq!(listeners[0].filter_chains.len(), 1);
         assert!(listeners[0].filter_chains[0].metadata.is_some());
         assert_eq!(proxy(&listeners[0].filter_chains[0]).stat_prefix, "outbound|443|v1|a.example");
-        assert_eq!(output.diagnostics[0].field, "spec.tls[0].match[2]");
+        let fields: Vec<&str> = output.diagnostics.iter().map(|d| d.field.as_str()).collect();
+        assert_eq!(fields, ["spec.tls[0].route[0].destination.subset", "spec.tls[0].match[2]"]);
     }
 
     #[test]
