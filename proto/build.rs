@@ -72,6 +72,9 @@ fn envoy_types_dir() -> Result<PathBuf> {
             // The platform that envoy-types is declared for; it keeps the answer short.
             .args(["--filter-platform", "x86_64-unknown-none"])
             .args(attempt)
+            // Flags for the code that is built (sanitizers of a fuzz target, say) need not exist on that platform.
+            .env_remove("RUSTFLAGS")
+            .env_remove("CARGO_ENCODED_RUSTFLAGS")
             .current_dir(env::var("CARGO_MANIFEST_DIR")?)
             .output()?;
         if !output.status.success() {

@@ -3,6 +3,7 @@
 
 pub mod env;
 pub mod explain;
+pub mod nowhere;
 mod pages;
 pub mod pipeline;
 pub mod render;

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use prometheus::Encoder as _;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
+use crate::render;
 use crate::server::Running;
 
 /// Serves pages until it is dropped. `monitoring` says which of istiod's two ports it is: 15014 has metrics and version.
@@ -25,8 +26,8 @@ pub async fn serve(listener: TcpListener, running: Arc<Running>, monitoring: boo
         let running = running.clone();
         tokio::spawn(async move {
             let answer = service_fn(|request: Request<Incoming>| {
-                let response = page(&running, request.uri().path(), monitoring);
-                async move { Ok::<_, Infallible>(response) }
+                let running = running.clone();
+                async move { Ok::<_, Infallible>(page(&running, request.uri(), monitoring).await) }
             });
             let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
             if let Err(error) = connection.await {
@@ -36,8 +37,8 @@ pub async fn serve(listener: TcpListener, running: Arc<Running>, monitoring: boo
     }
 }
 
-fn page(running: &Running, path: &str, monitoring: bool) -> Response<Full<Bytes>> {
-    match path {
+async fn page(running: &Arc<Running>, uri: &Uri, monitoring: bool) -> Response<Full<Bytes>> {
+    match uri.path() {
         "/ready" if !monitoring => reply(StatusCode::OK, "text/plain", String::new()),
         "/metrics" if monitoring => {
             let mut text = Vec::new();
@@ -48,11 +49,34 @@ fn page(running: &Running, path: &str, monitoring: bool) -> Response<Full<Bytes>
             }
         }
         "/version" if monitoring => reply(StatusCode::OK, "text/plain", crate::version::line()),
-        "/debug" | "/debug/" => reply(StatusCode::OK, "text/plain", "/debug/status\n/debug/syncz\n".to_owned()),
+        "/debug" | "/debug/" => reply(StatusCode::OK, "text/plain", PAGES.to_owned()),
         "/debug/status" => json_page(&status(running)),
         "/debug/syncz" => json_page(&syncz(running)),
+        "/debug/diagnostics" => {
+            let wanted = uri.query().and_then(|query| query.strip_prefix("proxyID=")).unwrap_or_default();
+            match diagnostics(running, wanted).await {
+                Some(lines) => reply(StatusCode::OK, "text/plain", lines),
+                None => reply(StatusCode::NOT_FOUND, "text/plain", format!("no proxy {wanted:?} is connected\n")),
+            }
+        }
         _ => reply(StatusCode::NOT_FOUND, "text/plain", "404 page not found\n".to_owned()),
     }
+}
+
+const PAGES: &str = "/debug/status\n/debug/syncz\n/debug/diagnostics?proxyID=POD.NAMESPACE\n";
+
+/// What stages, plugins and the gate have to say about what a proxy is sent; `None` when it is not connected.
+async fn diagnostics(running: &Arc<Running>, id: &str) -> Option<String> {
+    let connected = running.xds.status().into_iter().find(|status| &*status.proxy.id == id)?;
+    let running = running.clone();
+    // Evaluation belongs on a thread of its own.
+    let asked = tokio::task::spawn_blocking(move || {
+        let scripted = render::Scripted::plain((*connected.proxy).clone());
+        let views = render::views(&running.engine, &scripted, &connected.proxy);
+        let said = render::diagnostics(&running.engine, &connected.proxy, &views);
+        said.iter().map(|diagnostic| format!("{}\n", render::line(diagnostic))).collect()
+    });
+    Some(asked.await.unwrap_or_else(|panic| format!("the question could not be answered: {panic}\n")))
 }
 
 fn reply(status: StatusCode, content_type: &str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {

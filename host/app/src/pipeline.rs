@@ -4,13 +4,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use trysail_model::Snapshot;
+use trysail_codec::gate::{self, Target};
 use trysail_model::ids::type_urls;
+use trysail_model::{QueryDecl, Snapshot};
 use trysail_stages::component::Runtime;
 #[cfg(feature = "components")]
 use trysail_stages::component::RuntimeConfig;
 use trysail_stages::guest::Guest;
-use trysail_stages::{Config, Engine, Limits, Native, NativeCode, OnRun, OutputDecl, QueryDecl, Root};
+use trysail_stages::queries::OWN;
+use trysail_stages::{Config, Engine, Limits, Native, NativeCode, OnRun, OutputDecl, Root, Verdict};
 
 /// The built-in stages' code, for native runs.
 pub const NATIVE: [(&str, trysail_sdk::StageFn); 7] = [
@@ -81,13 +83,21 @@ pub fn cache_folder() -> Option<PathBuf> {
 
 /// The roots of the types that stages make.
 fn roots() -> Vec<Root> {
-    let root = |type_url, stage, function, named, hook| Root { type_url, stage, function, named, hook };
+    let all = |type_url, stage| Root { type_url, stage, function: "all", named: false, hook: "", reference: "" };
+    let named = |type_url, stage, function, hook, target: Target| Root {
+        type_url,
+        stage,
+        function,
+        named: true,
+        hook,
+        reference: target.prefix(),
+    };
     vec![
-        root(type_urls::CLUSTER, "clusters", "all", false, ""),
-        root(type_urls::ENDPOINT, "endpoints", "cluster", true, "endpoints"),
-        root(type_urls::LISTENER, "listeners", "all", false, ""),
-        root(type_urls::ROUTE, "routes", "config", true, ""),
-        root(type_urls::NAME_TABLE, "dns", "all", false, ""),
+        all(type_urls::CLUSTER, "clusters"),
+        named(type_urls::ENDPOINT, "endpoints", "cluster", "endpoints", Target::Endpoints),
+        all(type_urls::LISTENER, "listeners"),
+        named(type_urls::ROUTE, "routes", "config", "", Target::Routes),
+        all(type_urls::NAME_TABLE, "dns"),
     ]
 }
 
@@ -98,6 +108,7 @@ fn outputs() -> Vec<OutputDecl> {
     const LISTENER: &str = "envoy.config.listener.v3.Listener";
     const ROUTES: &str = "envoy.config.route.v3.RouteConfiguration";
     const ROUTE: &str = "envoy.config.route.v3.Route";
+    const VIRTUAL_HOST: &str = "envoy.config.route.v3.VirtualHost";
     vec![
         decl("clusters", "service", CLUSTER),
         decl("clusters", "inbound-port", CLUSTER),
@@ -105,6 +116,9 @@ fn outputs() -> Vec<OutputDecl> {
         decl("endpoints", "cluster", "envoy.config.endpoint.v3.ClusterLoadAssignment"),
         decl("routes", "config", ROUTES),
         decl("routes", "inbound", ROUTES),
+        decl("routes", "virtual-host", VIRTUAL_HOST),
+        decl("routes", "catch-all", VIRTUAL_HOST),
+        decl("routes", "inbound-host", VIRTUAL_HOST),
         decl("routes", "virtual-service", ROUTE),
         decl("routes", "service-default", ROUTE),
         decl("listeners", "all", LISTENER),
@@ -118,28 +132,22 @@ fn may_be_filled(rule: &str) -> bool {
     ["required", "min_items", "min_len", "min_bytes"].iter().any(|name| rule.contains(name))
 }
 
-/// Envoy's own field rules.
-fn judge(message: &str, bytes: &[u8], whole: bool) -> Vec<String> {
-    let Err(violations) = trysail_codec::gate::validate(message, bytes) else { return Vec::new() };
-    let counts = violations.into_iter().filter(|violation| whole || !may_be_filled(violation.rule));
-    counts.map(|violation| format!("{}: {} ({})", violation.path, violation.message, violation.rule)).collect()
+/// Envoy's own field rules, and what the message waits for.
+fn judge(message: &str, bytes: &[u8], whole: bool) -> Verdict {
+    let found = gate::inspect(message, bytes);
+    let counts = found.violations.iter().filter(|violation| whole || !may_be_filled(violation.rule));
+    let awaited = found.references.iter().filter(|reference| reference.target.is_awaited());
+    Verdict {
+        objections: counts.map(ToString::to_string).collect(),
+        refs: awaited.map(|reference| format!("{}:{}", reference.target.prefix(), reference.name)).collect(),
+        claims: found.claims,
+    }
 }
 
 /// The query kinds, as the engine wants them.
 pub fn queries() -> &'static [QueryDecl] {
     static QUERIES: std::sync::OnceLock<Vec<QueryDecl>> = std::sync::OnceLock::new();
-    QUERIES.get_or_init(|| {
-        let convert = |decl: &trysail_facts::QueryDecl| QueryDecl {
-            kind: decl.kind,
-            about_proxy: decl.about_proxy,
-            predicate: decl.predicate,
-            takes_list: decl.takes_list,
-            arity: decl.arity,
-        };
-        let derived = |kind, predicate| QueryDecl { kind, about_proxy: false, predicate, takes_list: true, arity: 2 };
-        let own = [derived("derived", false), derived("derived-exists", true)];
-        trysail_facts::QUERIES.iter().map(convert).chain(own).collect()
-    })
+    QUERIES.get_or_init(|| trysail_facts::QUERIES.iter().chain(&OWN).copied().collect())
 }
 
 /// Kinds that some stage reads; others are named at load.

@@ -13,9 +13,11 @@ use trysail_facts::FactsSnapshot;
 use trysail_facts::inputs::{Inputs, Settings};
 use trysail_model::ids::type_urls;
 use trysail_model::{Identity, Proxy, ResourceName, Secrets as _, TypeUrl, View, Watched};
-use trysail_stages::Engine;
+use trysail_sdk::Diagnostic;
 use trysail_stages::guest::Guest;
+use trysail_stages::{Engine, gate};
 
+use crate::nowhere;
 use crate::pipeline::{self, Options};
 
 /// A proxy of a scenario.
@@ -30,6 +32,14 @@ pub struct Scripted {
     pub name_table: bool,
     /// Who it is; `None` on the plaintext port, where no secrets are served.
     pub identity: Option<Identity>,
+}
+
+impl Scripted {
+    /// A proxy that asks for what Envoy would.
+    pub fn plain(proxy: Proxy) -> Scripted {
+        let name = proxy.id.to_string();
+        Scripted { name, proxy: Ok(proxy), request: BTreeMap::new(), name_table: false, identity: None }
+    }
 }
 
 /// Reads `proxies.yaml`.
@@ -154,6 +164,20 @@ pub fn views(engine: &Arc<Engine>, scripted: &Scripted, proxy: &Proxy) -> Views 
     all
 }
 
+/// What there is to say about a proxy's resources: by stages and plugins, by the gate, and of routes that lead nowhere.
+pub fn diagnostics(engine: &Arc<Engine>, proxy: &Proxy, all: &Views) -> Vec<Diagnostic> {
+    let mut diagnostics = engine.diagnostics(proxy, &all.roots);
+    diagnostics.extend(nowhere::diagnostics(&all.views));
+    diagnostics
+}
+
+/// A diagnostic as a line.
+pub fn line(diagnostic: &Diagnostic) -> String {
+    let Diagnostic { severity, object, field, message } = diagnostic;
+    let field = if field.is_empty() { String::new() } else { format!(" {field}") };
+    format!("{severity:?} {object}{field}: {message}")
+}
+
 /// Renders one scenario folder.
 ///
 /// # Errors
@@ -230,12 +254,9 @@ fn write_proxy(
         n_resources += list.len();
         write(&folder.join("sds.json"), &format!("{:#}\n", Value::Array(list)))?;
     }
-    let diagnostics = engine.diagnostics(proxy, &all.roots);
-    let (gate, other): (Vec<_>, Vec<_>) = diagnostics.iter().partition(|d| d.message.starts_with("envoy would refuse"));
-    let line = |d: &&trysail_sdk::Diagnostic| {
-        let field = if d.field.is_empty() { String::new() } else { format!(" {}", d.field) };
-        format!("{:?} {}{field}: {}\n", d.severity, d.object, d.message)
-    };
+    let diagnostics = diagnostics(engine, proxy, &all);
+    let (gate, other): (Vec<_>, Vec<_>) = diagnostics.iter().partition(|d| d.message.starts_with(gate::FOUND));
+    let line = |d: &&Diagnostic| format!("{}\n", line(d));
     for (file, lines) in [
         ("gate.txt", gate.iter().map(line).collect::<String>()),
         ("diagnostics.txt", other.iter().map(line).collect()),

@@ -12,6 +12,10 @@
 mod check;
 mod clusters;
 mod plan;
+mod references;
+mod unique;
+
+pub use references::{Reference, Target};
 
 use prost_reflect::{DynamicMessage, MapKey, ReflectMessage, Value};
 
@@ -36,22 +40,44 @@ impl std::fmt::Display for Violation {
     }
 }
 
-/// Judges the message that `bytes` holds; `message_name` may be a type URL too.
-///
-/// # Errors
-/// Every breach, in the order of fields within each message. An unknown type or bytes that do not decode are a
-/// violation as well.
-pub fn validate(message_name: &str, bytes: &[u8]) -> Result<(), Vec<Violation>> {
+/// What there is to know of a message before it is sent.
+#[derive(Debug, Default)]
+pub struct Inspected {
+    /// Every breach, in the order of fields within each message. An unknown type or bytes that do not decode are a breach
+    /// as well.
+    pub violations: Vec<Violation>,
+    /// What else it names, in order.
+    pub references: Vec<Reference>,
+    /// What the message claims for itself alone among its siblings: a virtual host its name and domains.
+    pub claims: Vec<String>,
+}
+
+/// Looks at the message that `bytes` holds; `message_name` may be a type URL too.
+pub fn inspect(message_name: &str, bytes: &[u8]) -> Inspected {
+    let mut found = Inspected::default();
     match json::decode(message_name, bytes) {
-        Ok(message) => validate_message(&message),
+        Ok(message) => {
+            judge(&message, &Place { outer: None, step: None }, 0, &mut found);
+            found.claims = unique::claims(&message);
+        }
         Err(error) => {
             let rule = match error {
                 json::JsonError::UnknownMessage { .. } => "type",
                 _ => "decode",
             };
-            Err(vec![Violation { path: String::new(), rule, message: error.to_string() }])
+            found.violations.push(Violation { path: String::new(), rule, message: error.to_string() });
         }
     }
+    found
+}
+
+/// Judges the message that `bytes` holds; `message_name` may be a type URL too.
+///
+/// # Errors
+/// See [`Inspected::violations`].
+pub fn validate(message_name: &str, bytes: &[u8]) -> Result<(), Vec<Violation>> {
+    let Inspected { violations, .. } = inspect(message_name, bytes);
+    if violations.is_empty() { Ok(()) } else { Err(violations) }
 }
 
 /// Judges a message that is decoded already.
@@ -59,9 +85,9 @@ pub fn validate(message_name: &str, bytes: &[u8]) -> Result<(), Vec<Violation>> 
 /// # Errors
 /// As [`validate`].
 pub fn validate_message(message: &DynamicMessage) -> Result<(), Vec<Violation>> {
-    let mut violations = Vec::new();
-    judge(message, &Place { outer: None, step: None }, 0, &mut violations);
-    if violations.is_empty() { Ok(()) } else { Err(violations) }
+    let mut found = Inspected::default();
+    judge(message, &Place { outer: None, step: None }, 0, &mut found);
+    if found.violations.is_empty() { Ok(()) } else { Err(found.violations) }
 }
 
 /// Where the walk is: a list that grows inwards on the stack, and becomes text only for a violation.
@@ -91,24 +117,26 @@ impl<'a> Place<'a> {
 }
 
 /// Rules of this message, then what it holds.
-fn judge(message: &DynamicMessage, place: &Place<'_>, depth: usize, violations: &mut Vec<Violation>) {
+fn judge(message: &DynamicMessage, place: &Place<'_>, depth: usize, found: &mut Inspected) {
     let descriptor = message.descriptor();
     if descriptor.full_name() == "google.protobuf.Any" {
-        judge_any(message, place, depth, violations);
+        judge_any(message, place, depth, found);
         return;
     }
+    references::collect(message, descriptor.full_name(), place, &mut found.references);
+    unique::judge(message, descriptor.full_name(), place, &mut found.violations);
     let plan = plan::of(descriptor.full_name());
     if let Some(plan) = plan {
         if plan.is_disabled {
             return;
         }
         for field in &plan.fields {
-            check::field(message, field, place, violations);
+            check::field(message, field, place, &mut found.violations);
         }
         for oneof in &plan.required_oneofs {
             if !oneof.fields().any(|field| message.has_field(&field)) {
                 let step = Step::Field(oneof.name());
-                violations.push(place.at(&step).violation("oneof.required", "one of its fields must be set"));
+                found.violations.push(place.at(&step).violation("oneof.required", "one of its fields must be set"));
             }
         }
     }
@@ -118,21 +146,21 @@ fn judge(message: &DynamicMessage, place: &Place<'_>, depth: usize, violations: 
             continue;
         }
         let step = Step::Field(field.name());
-        judge_value(value, &place.at(&step), depth, violations);
+        judge_value(value, &place.at(&step), depth, found);
     }
 }
 
 /// Messages within a value of any cardinality.
-fn judge_value(value: &Value, place: &Place<'_>, depth: usize, violations: &mut Vec<Violation>) {
+fn judge_value(value: &Value, place: &Place<'_>, depth: usize, found: &mut Inspected) {
     match value {
-        Value::Message(message) => judge(message, place, depth + 1, violations),
+        Value::Message(message) => judge(message, place, depth + 1, found),
         Value::List(items) => {
             for (index, item) in items.iter().enumerate() {
                 let Value::Message(message) = item else {
                     return;
                 };
                 let step = Step::Index(index);
-                judge(message, &place.at(&step), depth + 1, violations);
+                judge(message, &place.at(&step), depth + 1, found);
             }
         }
         Value::Map(entries) => {
@@ -143,25 +171,25 @@ fn judge_value(value: &Value, place: &Place<'_>, depth: usize, violations: &mut 
             for (key, message) in messages {
                 let key = key_text(key);
                 let step = Step::Key(&key);
-                judge(message, &place.at(&step), depth + 1, violations);
+                judge(message, &place.at(&step), depth + 1, found);
             }
         }
         _ => {}
     }
 }
 
-fn judge_any(any: &DynamicMessage, place: &Place<'_>, depth: usize, violations: &mut Vec<Violation>) {
+fn judge_any(any: &DynamicMessage, place: &Place<'_>, depth: usize, found: &mut Inspected) {
     let (type_url, bytes) = json::any_parts(any);
     let Some(descriptor) = find_message(&type_url) else {
         return;
     };
     if depth >= MAX_DEPTH {
-        violations.push(place.violation("depth", "nested too deeply"));
+        found.violations.push(place.violation("depth", "nested too deeply"));
         return;
     }
     match DynamicMessage::decode(descriptor, bytes.as_slice()) {
-        Ok(message) => judge(&message, place, depth + 1, violations),
-        Err(error) => violations.push(place.violation("decode", format!("not a {type_url}: {error}"))),
+        Ok(message) => judge(&message, place, depth + 1, found),
+        Err(error) => found.violations.push(place.violation("decode", format!("not a {type_url}: {error}"))),
     }
 }
 

@@ -53,5 +53,5 @@ mod wire;
 
 pub use audit::audit;
 pub use inputs::{Change, Inputs, Settings};
-pub use queries::{QUERIES, QueryDecl};
+pub use queries::QUERIES;
 pub use snapshot::FactsSnapshot;

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use trysail_model::{Answer, ObjectRef, Query};
+use trysail_model::{Answer, ObjectRef, Query, QueryDecl};
 use trysail_proto::trysail::facts::v1 as facts;
 
 use crate::config::destination_rule::covers;
@@ -18,21 +18,6 @@ use crate::services::Service;
 use crate::state::object_key;
 use crate::table::{Table, key, last_part, prefix};
 use crate::{targets, wire};
-
-/// A query kind, as the engine links it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QueryDecl {
-    /// Name, as in WIT.
-    pub kind: &'static str,
-    /// It is about the proxy, not the mesh.
-    pub about_proxy: bool,
-    /// The answer is a truth value.
-    pub predicate: bool,
-    /// Takes one list of texts instead of `arity` texts.
-    pub takes_list: bool,
-    /// Number of texts that it takes.
-    pub arity: usize,
-}
 
 const fn mesh(kind: &'static str, arity: usize) -> QueryDecl {
     QueryDecl { kind, about_proxy: false, predicate: false, takes_list: false, arity }

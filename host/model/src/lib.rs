@@ -22,6 +22,6 @@ pub use identity::{Caller, Identity, Secrets};
 pub use ids::{ResourceName, StageName, TypeUrl};
 pub use object::{Object, ObjectRef, Rejection};
 pub use proxy::Proxy;
-pub use query::{Affected, Answer, Proxies, Query, Snapshot};
+pub use query::{Affected, Answer, Proxies, Query, QueryDecl, Snapshot};
 pub use rope::Rope;
 pub use view::{Delta, Resource, Translator, View, Views, Watched};

@@ -16,6 +16,21 @@ pub struct Query {
     pub args: Vec<String>,
 }
 
+/// A kind of query as guests are linked with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueryDecl {
+    /// Name, as in WIT.
+    pub kind: &'static str,
+    /// It is about the proxy, not the mesh.
+    pub about_proxy: bool,
+    /// The answer is a truth value.
+    pub predicate: bool,
+    /// Takes one list of texts after (or, with an arity of 0, in place of) single texts.
+    pub takes_list: bool,
+    /// Number of texts that it takes.
+    pub arity: usize,
+}
+
 impl Query {
     /// Makes a query.
     pub fn new(kind: &'static str, args: impl IntoIterator<Item = impl Into<String>>) -> Self {

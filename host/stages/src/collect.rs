@@ -29,6 +29,7 @@ impl Engine {
         let mut results = 0;
         {
             let _shared = self.commit.read();
+            self.gated.lock().clear();
             // Children become free when their parents went; a plan has four levels or so.
             for _ in 0..8 {
                 let now = self.memos.collect(spare_leaves);

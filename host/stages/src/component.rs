@@ -12,14 +12,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use trysail_model::Fingerprint;
+use trysail_model::{Fingerprint, QueryDecl};
 use trysail_sdk::{Failure, Level};
 use wasmtime::component::{Component, ComponentNamedList, Instance, InstancePre, Lift, Linker, Lower, TypedFunc};
 use wasmtime::{Store, StoreContextMut};
 
 use crate::fault::FaultKind;
 use crate::guest::{Asker, Done, Guest, Job, Limits, Unanswered, output_size};
-use crate::queries::QueryDecl;
 
 /// How often the epoch moves: the grain of deadlines.
 const TICK: Duration = Duration::from_millis(2);

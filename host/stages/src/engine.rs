@@ -7,15 +7,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashMap;
-use trysail_model::{Affected, Fingerprint, Proxies, Query, Snapshot};
+use trysail_model::{Affected, Fingerprint, Proxies, Query, QueryDecl, Snapshot};
 
 use crate::calls::Call;
 use crate::fault::FailurePolicy;
+use crate::gate::{Gate, Gated};
 use crate::guest::{Guest, Limits};
 use crate::memo::{CallMemo, Memos};
 use crate::metrics::Counters;
 use crate::proxies::{ProxyState, ProxyTable};
-use crate::queries::{Queries, QueryDecl, QueryId, Question};
+use crate::queries::{Queries, QueryId, Question};
 
 /// How a type's resources are made: the root call.
 #[derive(Clone, Debug)]
@@ -30,6 +31,8 @@ pub struct Root {
     pub named: bool,
     /// Hook point of named resources, or empty.
     pub hook: &'static str,
+    /// How messages that wait for these resources name the type (`rds` of `rds:80`), or empty.
+    pub reference: &'static str,
 }
 
 /// The type of message that a function's items are, and whether Envoy can live without one of them.
@@ -40,9 +43,6 @@ pub struct OutputDecl {
     /// Full protobuf name of the items' message; empty for facts that are not sent.
     pub message: &'static str,
 }
-
-/// Why Envoy would refuse a message: its type's full name, its bytes, and whether they are all of it. Empty when it would not.
-pub type Gate = dyn Fn(&str, &[u8], bool) -> Vec<String> + Send + Sync;
 
 /// Is told of each call that a guest ran.
 pub type OnRun = dyn Fn(&Call) + Send + Sync;
@@ -114,6 +114,8 @@ pub struct Engine {
     pub(crate) subscriptions: RwLock<FxHashMap<(&'static str, usize), (Names, Arc<CallMemo>)>>,
     pub(crate) retrying: Mutex<BTreeSet<(u32, Fingerprint)>>,
     pub(crate) sampler: AtomicU64,
+    /// See [`Gated`].
+    pub(crate) gated: Mutex<Gated>,
     decls: FxHashMap<&'static str, QueryDecl>,
 }
 
@@ -155,6 +157,7 @@ impl Engine {
             subscriptions: RwLock::default(),
             retrying: Mutex::default(),
             sampler: AtomicU64::new(0),
+            gated: Mutex::default(),
         })
     }
 
@@ -232,7 +235,12 @@ impl Engine {
             Call::Hook { point, .. } | Call::Plugin { point, .. } => moved.contains(&point),
             _ => false,
         });
-        let dirty = self.memos.mark_dirty(hooks.map(|memo| memo.id), revision);
+        let mut concerned: Vec<_> = hooks.map(|memo| memo.id).collect();
+        for point in &moved {
+            let asked = self.queries.cell(self.queries.intern(&Question::Hooked((*point).clone())));
+            concerned.extend(asked.readers.read().iter());
+        }
+        let dirty = self.memos.mark_dirty(concerned, revision);
         let snapshot = self.snapshot();
         self.epoch.store(Arc::new(Epoch { revision, snapshot }));
         let moved = moved.into_iter().map(|point| format!("plugins({point})")).collect();
@@ -270,6 +278,11 @@ impl Engine {
             None => Fingerprint::NONE,
             Some(hooked) => Fingerprint::of_parts(hooked.iter().map(|h| h.id.as_bytes())),
         }
+    }
+
+    /// The fingerprint of whether there is a plugin at a hook point.
+    pub(crate) fn hooked_fingerprint(&self, point: &str) -> Fingerprint {
+        crate::eval::exists(self.hooks.load().get(point).map_or(0, Vec::len))
     }
 
     /// The answer's fingerprint for a query about the proxy.

@@ -1,7 +1,7 @@
 //! Evaluation: from a call and a proxy to a node, by look-up, check, or run.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -11,6 +11,7 @@ use trysail_sdk::{CallRef, Diagnostic, Entry, Output, Severity};
 use crate::calls::Call;
 use crate::engine::{Engine, Epoch};
 use crate::fault::{FailurePolicy, Fault, FaultKind};
+use crate::gate::Verdict;
 use crate::memo::{CallMemo, Faulted};
 use crate::metrics::add;
 use crate::node::{Leaf, Node};
@@ -165,10 +166,15 @@ impl Engine {
         let message = self.message_of(memo);
         let judge = |bytes: &[u8], whole: bool| match (&gate, &message) {
             (Some(gate), Some(message)) => gate(message, bytes, whole),
-            _ => Vec::new(),
+            _ => Verdict::default(),
         };
         let leaf = Leaf::new(output, reads, |call| self.resolve(call), &judge, self.config.hold_back)
             .map_err(|bad| FaultKind::BadOutput(bad.to_string()))?;
+        if leaf.n_refused > 0 {
+            let why = leaf.diagnostics.iter().filter(|d| d.message.starts_with(crate::gate::FOUND));
+            let why: Vec<String> = why.map(|d| format!("{}: {}", d.object, d.message)).collect();
+            tracing::error!(call = %memo.call, "held back: {}", why.join("; "));
+        }
         let leaf = Arc::new(leaf);
         for call in &leaf.calls {
             call.add_parent(memo.id);
@@ -204,7 +210,7 @@ impl Engine {
         for (query, _) in reads {
             let cell = self.queries.cell(*query);
             match &cell.question {
-                Question::Mesh(_) => {
+                Question::Mesh(_) | Question::Hooked(_) => {
                     if !cell.readers.read().contains(&memo.id) {
                         cell.readers.write().insert(memo.id);
                     }
@@ -241,7 +247,7 @@ impl Engine {
             field: String::new(),
             message: format!("skipped: {fault}"),
         });
-        let leaf = Leaf::new(output, reads, |call| self.resolve(call), &|_, _| Vec::new(), false);
+        let leaf = Leaf::new(output, reads, |call| self.resolve(call), &|_, _| Verdict::default(), false);
         let mut leaf = leaf.map_err(|bad| self.fault(memo, FaultKind::BadOutput(bad.to_string())))?;
         leaf.passing = passing;
         for call in &leaf.calls {
@@ -306,7 +312,7 @@ impl Engine {
             }
             _ => {
                 add(&self.counters.assembled);
-                leaf.assemble(&children, &mut conflicts)
+                leaf.assemble(&children, self.config.hold_back, &mut conflicts)
             }
         };
         if let Some(old) = old
@@ -329,6 +335,7 @@ impl Engine {
             proxy_reads,
             verified_at: revision.into(),
             degraded,
+            complete: OnceLock::new(),
         });
         if !degraded {
             let _shared = self.commit.read();
@@ -351,9 +358,9 @@ impl Engine {
 
     /// A node without items, for what is withheld.
     fn empty_node(&self, memo: &Arc<CallMemo>) -> Arc<Node> {
-        let leaf = Leaf::new(Output::empty(), [].into(), |call| self.resolve(call), &|_, _| Vec::new(), false);
+        let leaf = Leaf::new(Output::empty(), [].into(), |call| self.resolve(call), &|_, _| Verdict::default(), false);
         let leaf = Arc::new(leaf.expect("an output without items is well-formed"));
-        let entries = leaf.assemble(&[], &mut Vec::new());
+        let entries = leaf.assemble(&[], true, &mut Vec::new());
         Arc::new(Node {
             memo: memo.clone(),
             leaf,
@@ -364,6 +371,7 @@ impl Engine {
             proxy_reads: [].into(),
             verified_at: 0.into(),
             degraded: true,
+            complete: OnceLock::new(),
         })
     }
 
@@ -392,7 +400,7 @@ impl Engine {
                     add_list(&node.proxy_reads, &mut reads, &mut known);
                     asked.push(node);
                 }
-                Question::Mesh(_) | Question::Plugins(_) => {}
+                Question::Mesh(_) | Question::Plugins(_) | Question::Hooked(_) => {}
             }
         }
         for child in children {
@@ -423,6 +431,7 @@ impl Engine {
                     Question::Mesh(query) => Some(self.mesh_answer(&cx.epoch, &cell, query).fingerprint),
                     Question::Proxy(_) => self.proxy_fingerprint(&cx.epoch, &cx.proxy, id),
                     Question::Plugins(point) => Some(self.hooks_fingerprint(point)),
+                    Question::Hooked(point) => Some(self.hooked_fingerprint(point)),
                     Question::Derived(call) | Question::DerivedExists(call) => {
                         let known = known.get(&id).copied();
                         if known.is_none() {
@@ -513,6 +522,7 @@ impl Engine {
             Question::Derived(call) => format!("derived({})", self.memos.get(*call).call),
             Question::DerivedExists(call) => format!("derived-exists({})", self.memos.get(*call).call),
             Question::Plugins(point) => format!("plugins({point})"),
+            Question::Hooked(point) => format!("hooked({point})"),
         }
     }
 }

@@ -99,7 +99,7 @@ impl Engine {
                     Vec::new()
                 }
                 Question::Proxy(query) => cx.proxy.answer(&*epoch.snapshot, *id, query).objects.to_vec(),
-                Question::Plugins(_) => Vec::new(),
+                Question::Plugins(_) | Question::Hooked(_) => Vec::new(),
             };
             reads.push((self.describe(*id), objects));
         }

@@ -19,6 +19,7 @@ pub mod engine;
 mod eval;
 pub mod explain;
 pub mod fault;
+pub mod gate;
 pub mod guest;
 pub mod memo;
 pub mod metrics;
@@ -33,8 +34,8 @@ pub mod views;
 
 pub use engine::{Advance, Config, Engine, Hooked, OnRun, OutputDecl, Root};
 pub use fault::{FailurePolicy, Fault, FaultKind};
+pub use gate::Verdict;
 pub use guest::{Guest, Limits, Native, NativeCode};
-pub use queries::QueryDecl;
 pub use run::Asked;
 pub use views::EngineTranslator;
 

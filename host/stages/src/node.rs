@@ -1,6 +1,6 @@
 //! Leaves (what a call returned) and nodes (a leaf with the output of the calls it refers to put in place).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -8,8 +8,10 @@ use bytes::Bytes;
 use rustc_hash::FxHashSet;
 use trysail_model::rope::RopeBuilder;
 use trysail_model::{Fingerprint, Resource, ResourceName, Rope, View};
-use trysail_sdk::{Diagnostic, Entry, Output, Part, Severity};
+use trysail_sdk::{Diagnostic, Entry, Output, Part};
 
+use crate::engine::Names;
+use crate::gate::{self, Verdict, Waits};
 use crate::memo::CallMemo;
 use crate::trace::Read;
 
@@ -77,12 +79,15 @@ pub type Entries = Arc<EntryList>;
 pub struct EntryList {
     /// The entries.
     pub entries: Vec<NodeEntry>,
-    /// Fingerprint over names, versions, claims and order.
+    /// Fingerprint over names, versions, claims, references and order.
     pub fingerprint: Fingerprint,
     /// Number of items, sub-lists included.
     pub n_items: usize,
     /// Some item has claims, which siblings elsewhere may conflict with.
     has_claims: bool,
+    /// Some item waits for another resource.
+    has_refs: bool,
+    waits: OnceLock<Arc<Waits>>,
     view: OnceLock<Arc<View>>,
 }
 
@@ -91,31 +96,52 @@ static NEXT_VIEW: AtomicU64 = AtomicU64::new(1);
 impl EntryList {
     fn new(entries: Vec<NodeEntry>) -> Entries {
         let mut hasher = blake3::Hasher::new();
-        let (mut n_items, mut has_claims) = (0, false);
+        let (mut n_items, mut has_claims, mut has_refs) = (0, false, false);
         for entry in &entries {
             match entry {
                 NodeEntry::Item(item) => {
                     hasher.update(&(item.resource.name.as_str().len() as u64).to_le_bytes());
                     hasher.update(item.resource.name.as_str().as_bytes());
                     hasher.update(&item.resource.version.to_bytes());
-                    for claim in item.claims.iter() {
+                    for claim in item.claims.iter().chain(item.refs.iter()) {
                         hasher.update(&(claim.len() as u64).to_le_bytes());
                         hasher.update(claim.as_bytes());
                     }
                     n_items += 1;
                     has_claims |= !item.claims.is_empty();
+                    has_refs |= !item.refs.is_empty();
                 }
                 NodeEntry::Include(list) => {
                     hasher.update(b"include");
                     hasher.update(&list.fingerprint.to_bytes());
                     n_items += list.n_items;
                     has_claims |= list.has_claims;
+                    has_refs |= list.has_refs;
                 }
             }
         }
         // "No item" is the absence of an answer, wherever it comes from.
         let fingerprint = if n_items == 0 { Fingerprint::NONE } else { Fingerprint::from_hash(&hasher.finalize()) };
-        Arc::new(EntryList { entries, fingerprint, n_items, has_claims, view: OnceLock::new() })
+        let (waits, view) = (OnceLock::new(), OnceLock::new());
+        Arc::new(EntryList { entries, fingerprint, n_items, has_claims, has_refs, waits, view })
+    }
+
+    /// A list of these items.
+    pub(crate) fn of_items(items: impl IntoIterator<Item = Item>) -> Entries {
+        EntryList::new(items.into_iter().map(NodeEntry::Item).collect())
+    }
+
+    /// What the items wait for; `None` when they wait for nothing.
+    pub(crate) fn waits(&self) -> Option<&Arc<Waits>> {
+        let mut waiting = self.entries.iter().filter(|entry| match entry {
+            NodeEntry::Item(item) => !item.refs.is_empty(),
+            NodeEntry::Include(list) => list.has_refs,
+        });
+        match (waiting.next()?, waiting.next()) {
+            // A proxy's own part waits for nothing: the shared part's names are shared as well.
+            (NodeEntry::Include(only), None) => only.waits(),
+            _ => Some(self.waits.get_or_init(|| Arc::new(Waits::of(self)))),
+        }
     }
 
     /// Calls `visit` with each item in order.
@@ -190,6 +216,8 @@ pub struct Node {
     pub verified_at: AtomicU64,
     /// Made with something left out or held after a fault; never found by another lookup.
     pub degraded: bool,
+    /// Of a call of names: each has its item.
+    pub complete: OnceLock<bool>,
 }
 
 impl Node {
@@ -197,6 +225,27 @@ impl Node {
     pub fn holds(&self, revision: u64) -> bool {
         let dirty_at = self.memo.dirty_at.load(Ordering::Acquire);
         dirty_at <= revision && self.verified_at.load(Ordering::Acquire) >= dirty_at
+    }
+
+    /// Has each of the names that this is the call of its item?
+    pub(crate) fn is_complete(&self, names: &Names) -> bool {
+        *self.complete.get_or_init(|| gate::absent(self, names).next().is_none())
+    }
+
+    /// The node with other entries, for one subscriber.
+    pub(crate) fn with_entries(&self, entries: Entries, conflicts: Vec<Diagnostic>) -> Node {
+        Node {
+            memo: self.memo.clone(),
+            leaf: self.leaf.clone(),
+            children: self.children.clone(),
+            asked: self.asked.clone(),
+            entries,
+            conflicts,
+            proxy_reads: self.proxy_reads.clone(),
+            verified_at: AtomicU64::new(0),
+            degraded: true,
+            complete: OnceLock::new(),
+        }
     }
 
     /// The node of a call in this one or below: what a subscriber was last served of it.
@@ -225,8 +274,8 @@ pub enum BadOutput {
     Field(String, u32),
 }
 
-/// Judges the messages of a leaf: the reasons why Envoy would refuse this one.
-pub type Judge<'a> = dyn Fn(&[u8], bool) -> Vec<String> + 'a;
+/// Judges the messages of a leaf: this one's bytes, and whether they are all of it.
+pub type Judge<'a> = dyn Fn(&[u8], bool) -> Verdict + 'a;
 
 impl Leaf {
     /// Takes an output in. `intern` turns references into calls. `judge` is given each item's own bytes and whether
@@ -255,27 +304,32 @@ impl Leaf {
                 }
                 Entry::Item(item) => item,
             };
-            if let Some((claim, other)) = item.claims.iter().find_map(|claim| Some((claim, claimed.get(claim)?))) {
-                diagnostics.push(conflict(&item.key, claim, other));
-                continue;
-            }
             let parts = item.message.parts;
             check(&item.key, &parts)?;
             let own = own_bytes(&parts);
             let whole = !parts.iter().any(|part| matches!(part, Part::Call(_)));
-            let objections = judge(&own, whole);
-            let refused = !objections.is_empty();
-            diagnostics.extend(objections.into_iter().map(|why| Diagnostic {
-                severity: Severity::Error,
-                object: item.key.clone(),
-                field: String::new(),
-                message: format!("envoy would refuse it: {why}"),
-            }));
+            let verdict = judge(&own, whole);
+            // What the bytes say counts, where they say anything of the kind.
+            let kind = |claim: &str| claim.split(':').next().map(str::to_owned);
+            let mut claims = item.claims;
+            claims.retain(|said| !verdict.claims.iter().any(|found| kind(found) == kind(said)));
+            let claims = united(claims, verdict.claims);
+            if let Some((claim, other)) = claims.iter().find_map(|claim| Some((claim, claimed.get(claim)?))) {
+                diagnostics.push(conflict(&item.key, claim, other));
+                if drop_invalid {
+                    continue;
+                }
+            }
+            let refused = !verdict.objections.is_empty();
+            let refusal = |why: String| gate::found(&item.key, &format!("refuse it: {why}"));
+            diagnostics.extend(verdict.objections.into_iter().map(refusal));
             if refused && drop_invalid {
                 n_refused += 1;
                 continue;
             }
-            claimed.extend(item.claims.iter().map(|claim| (claim.clone(), item.key.clone())));
+            for claim in &claims {
+                claimed.entry(claim.clone()).or_insert_with(|| item.key.clone());
+            }
             let parts = if whole {
                 vec![LeafPart::Bytes(own.into())]
             } else {
@@ -293,8 +347,8 @@ impl Leaf {
             entries.push(LeafEntry::Item(LeafItem {
                 name: item.key.into(),
                 parts,
-                claims: item.claims.into(),
-                refs: item.refs.into(),
+                claims: claims.into(),
+                refs: united(item.refs, verdict.refs).into(),
             }));
         }
         Ok(Leaf { reads, calls, diagnostics, n_refused, passing: false, entries, finished: OnceLock::new() })
@@ -306,51 +360,122 @@ impl Leaf {
     }
 
     /// Puts the children's items in place. `old` is an earlier node of the same leaf, whose items are taken over where
-    /// nothing below them changed. Conflicting claims of items from different calls leave the later one out.
-    pub fn assemble(&self, children: &[Arc<Node>], diagnostics: &mut Vec<Diagnostic>) -> Entries {
+    /// nothing below them changed. Of items from different calls with conflicting claims the later one is reported, and left
+    /// out when `drop_invalid`.
+    pub fn assemble(&self, children: &[Arc<Node>], drop_invalid: bool, diagnostics: &mut Vec<Diagnostic>) -> Entries {
         if self.calls.is_empty() {
-            return self.finished.get_or_init(|| EntryList::new(self.items(children).collect())).clone();
+            return self.finished.get_or_init(|| EntryList::new(self.items(children, true, &mut Vec::new()))).clone();
         }
         if let [LeafEntry::Include(at)] = &self.entries[..] {
             return children[*at].entries.clone();
         }
-        let list = EntryList::new(self.items(children).collect());
+        let list = EntryList::new(self.items(children, drop_invalid, diagnostics));
         if list.has_claims && children.iter().any(|child| child.entries.has_claims) {
-            without_conflicts(&list, diagnostics)
+            without_conflicts(&list, drop_invalid, diagnostics)
         } else {
             list
         }
     }
 
-    fn items<'a>(&'a self, children: &'a [Arc<Node>]) -> impl Iterator<Item = NodeEntry> + 'a {
-        self.entries.iter().map(move |entry| match entry {
+    fn items(&self, children: &[Arc<Node>], drop_invalid: bool, diagnostics: &mut Vec<Diagnostic>) -> Vec<NodeEntry> {
+        let entry = |entry: &LeafEntry| match entry {
             LeafEntry::Include(at) => NodeEntry::Include(children[*at].entries.clone()),
             LeafEntry::Item(item) => {
-                let body = item.assemble(children);
+                let body = item.assemble(children, drop_invalid, diagnostics);
                 let version = body.fingerprint();
                 let resource = Arc::new(Resource { name: item.name.clone(), body, version });
-                NodeEntry::Item(Item { resource, claims: item.claims.clone(), refs: item.refs.clone() })
+                NodeEntry::Item(Item { resource, claims: item.claims.clone(), refs: item.all_refs(children) })
             }
-        })
+        };
+        self.entries.iter().map(entry).collect()
     }
 }
 
 impl LeafItem {
-    fn assemble(&self, children: &[Arc<Node>]) -> Rope {
+    fn assemble(&self, children: &[Arc<Node>], drop_invalid: bool, diagnostics: &mut Vec<Diagnostic>) -> Rope {
+        let refused = self.refused(children, diagnostics);
+        let is_left_out = |part: usize, item: &Item| {
+            drop_invalid && !refused.is_empty() && refused.contains(&(part, Arc::as_ptr(&item.resource)))
+        };
         let mut builder = RopeBuilder::new();
-        for part in &self.parts {
+        for (i, part) in self.parts.iter().enumerate() {
             match part {
                 LeafPart::Bytes(bytes) => builder.bytes(bytes.clone()),
                 LeafPart::Open(number) => builder.open(*number),
                 LeafPart::Close => assert!(builder.close(), "parts were checked to be balanced"),
-                LeafPart::Call(at, 0) => children[*at].entries.for_each(&mut |item| builder.rope(&item.resource.body)),
-                LeafPart::Call(at, number) => {
-                    children[*at].entries.for_each(&mut |item| builder.field(*number, &item.resource.body));
-                }
+                LeafPart::Call(at, number) => children[*at].entries.for_each(&mut |item| match number {
+                    _ if is_left_out(i, item) => {}
+                    0 => builder.rope(&item.resource.body),
+                    number => builder.field(*number, &item.resource.body),
+                }),
             }
         }
         builder.finish().expect("parts were checked to be balanced")
     }
+
+    /// Items in different holes of one field that claim what an earlier one does, each with the number of its part.
+    fn refused(
+        &self,
+        children: &[Arc<Node>],
+        diagnostics: &mut Vec<Diagnostic>,
+    ) -> FxHashSet<(usize, *const Resource)> {
+        let mut refused = FxHashSet::default();
+        let claiming = |part: &&LeafPart| matches!(part, LeafPart::Call(at, _) if children[*at].entries.has_claims);
+        // Within one hole the call itself has seen to it.
+        if self.parts.iter().filter(claiming).nth(1).is_none() {
+            return refused;
+        }
+        // By the number of the field within the innermost message that is open.
+        let mut claimed: BTreeMap<(usize, u32, &str), &str> = BTreeMap::new();
+        let mut open = vec![0];
+        for (i, part) in self.parts.iter().enumerate() {
+            match part {
+                LeafPart::Open(_) => open.push(i + 1),
+                LeafPart::Close => drop(open.pop()),
+                LeafPart::Bytes(_) => {}
+                LeafPart::Call(at, number) => children[*at].entries.for_each(&mut |item| {
+                    let inside = open.last().copied().unwrap_or_default();
+                    let key = |claim| (inside, *number, claim);
+                    let name = item.resource.name.as_str();
+                    let taken = item.claims.iter().find_map(|claim| Some((claim, claimed.get(&key(claim.as_str()))?)));
+                    if let Some((claim, other)) = taken {
+                        diagnostics.push(conflict(name, claim, other));
+                        refused.insert((i, Arc::as_ptr(&item.resource)));
+                    } else {
+                        claimed.extend(item.claims.iter().map(|claim| (key(claim.as_str()), name)));
+                    }
+                }),
+            }
+        }
+        refused
+    }
+
+    /// What it waits for, with what is put in its holes.
+    fn all_refs(&self, children: &[Arc<Node>]) -> Arc<[String]> {
+        let mut all = BTreeSet::new();
+        for part in &self.parts {
+            if let LeafPart::Call(at, _) = part
+                && children[*at].entries.has_refs
+            {
+                children[*at].entries.for_each(&mut |item| all.extend(item.refs.iter().cloned()));
+            }
+        }
+        if all.is_empty() {
+            return self.refs.clone();
+        }
+        all.extend(self.refs.iter().cloned());
+        all.into_iter().collect()
+    }
+}
+
+/// What a maker said and what the gate found, each once.
+fn united(mut said: Vec<String>, found: Vec<String>) -> Vec<String> {
+    for text in found {
+        if !said.contains(&text) {
+            said.push(text);
+        }
+    }
+    said
 }
 
 /// Checks that the parts form a message.
@@ -390,16 +515,11 @@ fn own_bytes(parts: &[Part]) -> Vec<u8> {
 }
 
 fn conflict(key: &str, claim: &str, other: &str) -> Diagnostic {
-    Diagnostic {
-        severity: Severity::Error,
-        object: key.to_owned(),
-        field: String::new(),
-        message: format!("left out: {claim} is taken by {other}"),
-    }
+    gate::found(key, &format!("refuse it: {claim} is taken by {other}"))
 }
 
-/// The list without the later of two items that claim the same.
-fn without_conflicts(list: &Entries, diagnostics: &mut Vec<Diagnostic>) -> Entries {
+/// The list without the later of two items that claim the same; with it when that is only to be reported.
+fn without_conflicts(list: &Entries, drop_invalid: bool, diagnostics: &mut Vec<Diagnostic>) -> Entries {
     let mut claimed: BTreeMap<&str, &str> = BTreeMap::new();
     let mut refused = FxHashSet::default();
     list.for_each(&mut |item| {
@@ -412,14 +532,14 @@ fn without_conflicts(list: &Entries, diagnostics: &mut Vec<Diagnostic>) -> Entri
             None => claimed.extend(item.claims.iter().map(|claim| (claim.as_str(), item.resource.name.as_str()))),
         }
     });
-    if refused.is_empty() {
+    if refused.is_empty() || !drop_invalid {
         return list.clone();
     }
-    let mut entries = Vec::with_capacity(list.n_items);
+    let mut kept = Vec::with_capacity(list.n_items);
     list.for_each(&mut |item| {
         if !refused.contains(&Arc::as_ptr(&item.resource)) {
-            entries.push(NodeEntry::Item(item.clone()));
+            kept.push(item.clone());
         }
     });
-    EntryList::new(entries)
+    EntryList::of_items(kept)
 }

@@ -14,7 +14,8 @@ use crate::fault::FailurePolicy;
 use crate::guest::Guest;
 
 /// The hook points, and what plugins do there.
-pub const POINTS: [&str; 6] = ["clusters", "endpoints", "routes", "listener", "http-filters", "network-filters"];
+pub const POINTS: [&str; 7] =
+    ["clusters", "endpoints", "routes", "virtual-host", "listener", "http-filters", "network-filters"];
 
 /// Full name of the message that plugins insert at a hook point; `None` for points at which they transform.
 pub fn inserted_message(point: &str) -> Option<&'static str> {

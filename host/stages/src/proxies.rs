@@ -109,6 +109,12 @@ impl ProxyTable {
         }
     }
 
+    /// What a proxy was last served of a type.
+    pub fn served_of(&self, proxy: &Proxy, type_url: &'static str) -> Option<Held> {
+        let table = self.0.lock();
+        table.connected.get(&proxy.node_id).and_then(|entry| entry.held(&[type_url]).pop().flatten())
+    }
+
     /// The proxy's state at an epoch, and what it was last served of each of these types.
     pub fn fetch(&self, epoch: &Epoch, proxy: &Proxy, types: &[&'static str]) -> (Arc<ProxyState>, Vec<Option<Held>>) {
         let mut known = None;

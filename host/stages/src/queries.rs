@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 use rustc_hash::{FxHashMap, FxHashSet};
-use trysail_model::{Affected, Answer, Query};
+use trysail_model::{Affected, Answer, Query, QueryDecl};
 
 use crate::calls::CallId;
 
@@ -24,22 +24,16 @@ pub enum Question {
     DerivedExists(CallId),
     /// The plugins at a hook point, in order.
     Plugins(Arc<str>),
+    /// Whether there is any plugin at a hook point.
+    Hooked(Arc<str>),
 }
 
-/// A query kind that stages can ask for; the tables come from the crate that answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QueryDecl {
-    /// Name, as in WIT.
-    pub kind: &'static str,
-    /// It is about the proxy, not the mesh.
-    pub about_proxy: bool,
-    /// The answer is a truth value.
-    pub predicate: bool,
-    /// Takes one list of texts instead of `arity` texts.
-    pub takes_list: bool,
-    /// Number of texts that it takes.
-    pub arity: usize,
-}
+/// The queries that the engine answers itself, from other calls and from the plugins there are.
+pub const OWN: [QueryDecl; 3] = [
+    QueryDecl { kind: "derived", about_proxy: false, predicate: false, takes_list: true, arity: 2 },
+    QueryDecl { kind: "derived-exists", about_proxy: false, predicate: true, takes_list: true, arity: 2 },
+    QueryDecl { kind: "hooked", about_proxy: false, predicate: true, takes_list: false, arity: 1 },
+];
 
 /// All queries that any trace has, with the reverse index from answers to calls.
 #[derive(Default)]

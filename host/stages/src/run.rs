@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use trysail_model::{Fingerprint, Query};
+use trysail_model::{Fingerprint, Query, ResourceName};
 use trysail_sdk::{CallRef, Entry, Level, Outcome, Output};
 
 use crate::calls::Call;
@@ -59,8 +59,8 @@ impl Runner<'_> {
         let Some(guest) = self.guest() else {
             return Ran { result: Err(Stopped::Own(FaultKind::Missing)), reads: Vec::new(), log: Vec::new() };
         };
-        let (job, first) = match self.job(cx) {
-            Ok(job) => job,
+        let Prepared { job, reads: first, claims } = match self.job(cx) {
+            Ok(prepared) => prepared,
             Err(fault) => return Ran { result: Err(Stopped::Fragment(fault)), reads: Vec::new(), log: Vec::new() },
         };
         add(&self.engine.counters.runs);
@@ -84,7 +84,7 @@ impl Runner<'_> {
         let recorder = any.downcast::<Recorder>().expect("a guest returns the asker that it was given");
         let Recorder { reads, log, last_line, .. } = *recorder;
         let result = match result {
-            Ok(done) => self.audit(&*guest, &job, &done, &log).map(|()| self.output(done)),
+            Ok(done) => self.audit(&*guest, &job, &done, &log).map(|()| self.output(done, &claims)),
             Err(Unanswered::Own(FaultKind::Trap(trap))) => {
                 Err(FaultKind::Trap(last_line.map_or(trap.clone(), |panic| format!("{panic} ({trap})"))))
             }
@@ -105,33 +105,50 @@ impl Runner<'_> {
         }
     }
 
-    /// The job, and for a plugin its first read: the fragment before it.
-    fn job(&self, cx: &mut Cx) -> Result<(Job, Vec<Read>), Fault> {
+    /// The job of the call.
+    fn job(&self, cx: &mut Cx) -> Result<Prepared, Fault> {
         match &self.memo.call {
             Call::Plugin { point, args, inner, .. } => {
                 let mut items = Vec::new();
-                let mut first = Vec::new();
+                let (mut first, mut claims) = (Vec::new(), Vec::new());
                 if let Some(inner) = inner {
                     let memo = self.engine.memos.get(*inner);
                     let node = self.engine.eval(cx, &memo)?;
                     first.push((self.engine.queries.intern(&Question::Derived(*inner)), node.entries.fingerprint));
                     node.entries.for_each(&mut |item| {
                         items.push((item.resource.name.as_str().to_owned(), item.resource.body.to_bytes()));
+                        if !item.claims.is_empty() {
+                            claims.push((item.resource.name.clone(), item.claims.clone()));
+                        }
                     });
                 }
-                Ok((Job::Apply { point: point.clone(), args: args.clone(), items: items.into() }, first))
+                let job = Job::Apply { point: point.clone(), args: args.clone(), items: items.into() };
+                Ok(Prepared { job, reads: first, claims })
             }
             Call::Stage { function, args, .. } => {
-                Ok((Job::Translate { function: function.clone(), args: args.clone() }, Vec::new()))
+                let job = Job::Translate { function: function.clone(), args: args.clone() };
+                Ok(Prepared { job, reads: Vec::new(), claims: Vec::new() })
             }
             Call::Hook { .. } | Call::Names { .. } => unreachable!("the host makes these itself"),
         }
     }
 
-    /// A guest's end as an output: what a plugin left unchanged is the fragment before it.
-    fn output(&self, done: Done) -> Output {
+    /// A guest's end as an output: what a plugin left unchanged is the fragment before it. An item that takes the place of
+    /// another takes over its claims unless it states its own.
+    fn output(&self, done: Done, claims: &[(ResourceName, Arc<[String]>)]) -> Output {
         match done {
-            Done::Output(output) | Done::Outcome(Outcome::Replaced(output)) => output,
+            Done::Output(output) => output,
+            Done::Outcome(Outcome::Replaced(mut output)) => {
+                for entry in &mut output.entries {
+                    if let Entry::Item(item) = entry
+                        && item.claims.is_empty()
+                        && let Some((_, before)) = claims.iter().find(|(name, _)| name.as_str() == item.key)
+                    {
+                        item.claims = before.to_vec();
+                    }
+                }
+                output
+            }
             Done::Outcome(Outcome::Unchanged) => {
                 let mut output = Output::empty();
                 if let Call::Plugin { inner: Some(inner), .. } = &self.memo.call {
@@ -166,6 +183,15 @@ impl Runner<'_> {
             Err(Unanswered::Below(fault)) => Err(FaultKind::Impure(fault.to_string())),
         }
     }
+}
+
+/// What a guest is asked to do.
+struct Prepared {
+    job: Job,
+    /// Of a plugin the first read: the fragment before it.
+    reads: Vec<Read>,
+    /// What the items of that fragment claim.
+    claims: Vec<(ResourceName, Arc<[String]>)>,
 }
 
 impl Limits {
@@ -203,6 +229,7 @@ impl Recorder {
                 let memo = self.engine.resolve(&call);
                 if kind == "derived" { Question::Derived(memo.id) } else { Question::DerivedExists(memo.id) }
             }
+            "hooked" => Question::Hooked(args.first().map_or("", String::as_str).into()),
             _ => {
                 let query = Query { kind, args: args.to_vec() };
                 match self.engine.decl(kind) {
@@ -243,6 +270,10 @@ impl Asker for Recorder {
                 let node = self.engine.eval(&mut self.cx, &self.engine.memos.get(*call)).map_err(Unanswered::Below)?;
                 let n_items = node.entries.n_items;
                 (crate::eval::exists(n_items), (n_items > 0).then(Bytes::new))
+            }
+            Question::Hooked(point) => {
+                let hooked = self.engine.hooked_fingerprint(point);
+                (hooked, (hooked != Fingerprint::NONE).then(Bytes::new))
             }
             Question::Plugins(_) => unreachable!("guests have no such query"),
         };

@@ -33,7 +33,7 @@ pub struct Served {
 
 impl Engine {
     /// The root call of what is watched of a type.
-    fn root(&self, type_url: &str, watched: &Watched) -> Option<(&'static str, Arc<CallMemo>)> {
+    pub(crate) fn root(&self, type_url: &str, watched: &Watched) -> Option<(&'static str, Arc<CallMemo>)> {
         let root = self.config.roots.iter().find(|root| root.type_url == type_url)?;
         let names = match watched {
             Watched::Names(names) if root.named => names,
@@ -85,9 +85,16 @@ impl Engine {
                     && held.node.holds(epoch.revision)
                 {
                     add(&self.counters.hits);
-                    return Served { revision: epoch.revision, node: Some(held.node.clone()), faults: Vec::new() };
+                    let node = held.node.clone();
+                    let gated = self.without_vain(epoch, &state, node.clone(), Some(&node));
+                    if !Arc::ptr_eq(&gated, &node) {
+                        now.push((*type_url, Held { node: gated.clone(), state: state.clone() }));
+                    }
+                    return Served { revision: epoch.revision, node: Some(gated), faults: Vec::new() };
                 }
-                let (node, faults) = self.evaluate(epoch, &state, root, held.as_ref().map(|held| &held.node));
+                let before = held.as_ref().map(|held| &held.node);
+                let (node, faults) = self.evaluate(epoch, &state, root, before);
+                let node = node.map(|node| self.without_vain(epoch, &state, node, before));
                 // What is held on to was not made for this state, so it is not noted as if it were.
                 now.extend(node.clone().map(|node| (*type_url, Held { node, state: state.clone() })));
                 let node = node.or_else(|| held.map(|held| held.node));
@@ -101,7 +108,7 @@ impl Engine {
     }
 
     /// The node of a root, if a fault does not prevent it, and the faults met.
-    fn evaluate(
+    pub(crate) fn evaluate(
         self: &Arc<Self>,
         epoch: &Arc<Epoch>,
         state: &Arc<ProxyState>,
@@ -191,7 +198,7 @@ impl Engine {
                     Question::Proxy(query) => {
                         objects.extend(cx.proxy.answer(&*epoch.snapshot, *id, query).objects.iter().cloned());
                     }
-                    Question::Derived(_) | Question::DerivedExists(_) | Question::Plugins(_) => {}
+                    Question::Derived(_) | Question::DerivedExists(_) | Question::Plugins(_) | Question::Hooked(_) => {}
                 }
             }
         });

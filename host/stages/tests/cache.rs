@@ -13,7 +13,7 @@ use trysail_stages::component::{Runtime, RuntimeConfig};
 
 /// A start of the control plane, and how many components it compiled.
 fn start(folder: &Path) -> (Arc<Runtime>, u64) {
-    let runtime = Runtime::new(RuntimeConfig { cache: Some(folder.to_owned()) }, guests::QUERIES).unwrap();
+    let runtime = Runtime::new(RuntimeConfig { cache: Some(folder.to_owned()) }, &guests::QUERIES).unwrap();
     runtime.plugin("limit", guests::local_rate_limit()).unwrap();
     let compiled = runtime.compiled();
     (runtime, compiled)

@@ -53,7 +53,7 @@ fn at_points(guest: Arc<dyn Guest>, policy: FailurePolicy) -> HookTable {
 }
 
 fn hostile_config(way: &str) -> Config {
-    Config { queries: guests::QUERIES, limits: limits(way), ..config() }
+    Config { queries: &guests::QUERIES, limits: limits(way), ..config() }
 }
 
 /// An engine with the hostile plugin, which is to misbehave in this way.

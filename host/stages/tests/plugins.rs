@@ -22,7 +22,7 @@ struct Running {
 fn running() -> Running {
     let home = tempfile::tempdir().unwrap();
     let world = World::default().list("plan", &["a", "bad"]).text("a", "one").text("bad", "trap");
-    let config = Config { queries: guests::QUERIES, ..config() };
+    let config = Config { queries: &guests::QUERIES, ..config() };
     let engine = Engine::new(config, [native()], Arc::new(world));
     let plugins = PluginFolder::new(home.path().to_owned(), guests::runtime());
     Running { home, engine, plugins }

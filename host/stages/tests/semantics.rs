@@ -2,12 +2,15 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use support::*;
 use trysail_model::Watched;
+use trysail_sdk::{CallRef, Ctx, Failure, Item, Message, Output};
+use trysail_stages::guest::Guest;
 use trysail_stages::metrics::Reading;
-use trysail_stages::{Advance, Engine};
+use trysail_stages::{Advance, Engine, Native, NativeCode, Verdict};
 
 fn world() -> World {
     World::default().list("plan", &["a", "b", "c"]).text("a", "one").text("b", "for x two").text("c", "see a")
@@ -226,7 +229,7 @@ fn what_envoy_would_refuse_does_not_take_the_place_of_what_it_has() {
     let mut now = world();
     let refuse = |message: &str, bytes: &[u8], _whole: bool| {
         let bad = message == "toy.Piece" && bytes.ends_with(b"bad");
-        if bad { vec!["it is bad".to_owned()] } else { Vec::new() }
+        Verdict { objections: if bad { vec!["it is bad".to_owned()] } else { Vec::new() }, ..Verdict::default() }
     };
     let config = trysail_stages::Config { gate: Some(Arc::new(refuse)), ..config() };
     let engine = Engine::new(config, [native()], Arc::new(now.clone()));
@@ -242,4 +245,121 @@ fn what_envoy_would_refuse_does_not_take_the_place_of_what_it_has() {
     let next = now.clone().text("a", "good");
     go(&engine, &mut now, next);
     assert_eq!(text(&engine, &p, "a").as_deref(), Some("good"));
+}
+
+/// A piece that waits for `named:x`, and one that waits for nothing.
+fn waiting() -> World {
+    World::default().list("plan", &["a", "b"]).text("a", "wait named:x").text("b", "fine").text("x", "here")
+}
+
+fn names(engine: &Arc<Engine>, p: &trysail_model::Proxy) -> Vec<String> {
+    resources(engine, p).into_iter().map(|(name, _)| name).filter(|name| name != "own").collect()
+}
+
+#[test]
+fn what_waits_for_nothing_that_is_made_is_held_back() {
+    let mut now = waiting();
+    let engine = engine(&now);
+    let (p, late) = (proxy("p", "x", "1"), proxy("late", "x", "1"));
+    assert_eq!(names(&engine, &p), ["a", "b"]);
+    let hit = work(&engine, || drop(resources(&engine, &p)));
+    assert_eq!(hit, Reading { hits: 2, ..Reading::default() }, "the list, and the call of the names that it waits for");
+    let next = now.clone().text("x", "none").text("b", "moved");
+    go(&engine, &mut now, next);
+    assert_eq!(names(&engine, &p), ["a", "b"], "the last good stays");
+    assert_eq!(text(&engine, &p, "b").as_deref(), Some("moved"), "and nothing else stands still");
+    assert_eq!(names(&engine, &late), ["b"], "without one it is left out");
+    let node = |p: &trysail_model::Proxy| engine.resources(p, &ALL.into(), &Watched::Wildcard).node.unwrap();
+    assert_eq!(node(&late).entries.view().id, node(&late).entries.view().id, "nothing looks new at the next push");
+    let twin = proxy("twin", "x", "1");
+    assert!(Arc::ptr_eq(&node(&late), &node(&late)) && names(&engine, &twin) == ["b"]);
+    let said = engine.diagnostics(&late, &[node(&late)]);
+    assert!(said.iter().any(|d| d.object == "a" && d.message.contains("named:x")), "{said:?}");
+    let next = now.clone().text("x", "back");
+    go(&engine, &mut now, next);
+    assert_eq!(
+        (names(&engine, &late), names(&engine, &p)),
+        (vec!["a".into(), "b".into()], vec!["a".into(), "b".into()])
+    );
+    assert_eq!(engine.diagnostics(&late, &[node(&late)]), []);
+}
+
+#[test]
+fn what_is_in_a_hole_waits_too() {
+    let now = waiting().text("a", "within c").text("c", "wait named:y").text("y", "none");
+    let engine = engine(&now);
+    assert_eq!(names(&engine, &proxy("p", "x", "1")), ["b"], "what is in a hole makes the whole wait");
+    let now = waiting().text("a", "wait other:x");
+    assert_eq!(names(&support::engine(&now), &proxy("p", "x", "1")), ["b"], "a type that nobody makes");
+}
+
+#[test]
+fn a_fault_in_what_is_waited_for_does_not_block_the_rest() {
+    let mut now = waiting().text("x", "panic");
+    let engine = engine(&now);
+    let p = proxy("p", "x", "1");
+    assert_eq!(names(&engine, &p), ["b"]);
+    let next = now.clone().text("x", "good");
+    go(&engine, &mut now, next);
+    assert_eq!(names(&engine, &p), ["a", "b"]);
+    let subscription = Watched::Names(Arc::new(["x".into()].into()));
+    engine.resources(&p, &NAMED.into(), &subscription);
+    let next = now.clone().text("x", "panic");
+    go(&engine, &mut now, next);
+    assert_eq!(names(&engine, &p), ["a", "b"], "what it was last served of it stays");
+}
+
+#[test]
+fn where_the_gate_only_reports_nothing_is_left_out() {
+    let now =
+        waiting().text("x", "none").list("plan", &["a", "b", "d", "e"]).text("d", "claim door").text("e", "claim door");
+    let config = trysail_stages::Config { hold_back: false, ..config() };
+    let engine = Engine::new(config, [native()], Arc::new(now));
+    let p = proxy("p", "x", "1");
+    assert_eq!(names(&engine, &p), ["a", "b", "d", "e"]);
+    let node = engine.resources(&p, &ALL.into(), &Watched::Wildcard).node.unwrap();
+    let said: BTreeSet<String> = engine.diagnostics(&p, &[node]).into_iter().map(|d| d.object).collect();
+    assert_eq!(said, BTreeSet::from(["a".into(), "e".into()]));
+}
+
+#[test]
+fn holes_of_one_field_may_claim_a_thing_once() {
+    let now = World::default().text("a", "claim door").text("b", "claim door");
+    // Two holes of field 2 and one of field 3.
+    fn stage(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Output, Failure> {
+        let hole = |key: &str| CallRef::new("toy", "piece", [key]);
+        if function != "all" {
+            return toy(ctx, function, args);
+        }
+        let mut output = Output::empty();
+        output.item(Item::new("both", Message::default().hole(2, hole("a")).hole(2, hole("b")).hole(3, hole("b"))));
+        Ok(output)
+    }
+    let stage: Arc<dyn Guest> = Arc::new(Native::new("toy", NativeCode::Stage(stage)));
+    let engine = Engine::new(config(), [stage], Arc::new(now));
+    let p = proxy("p", "x", "1");
+    let (_, bytes) = resources(&engine, &p).remove(0);
+    // A field is its key, its length, and a piece: the text in field 1.
+    let piece = [&[0x0a, 10][..], b"claim door"].concat();
+    assert_eq!(bytes, [&[0x12, 12][..], &piece, &[0x1a, 12], &piece].concat(), "another field is another list");
+}
+
+#[test]
+fn whether_a_plugin_stands_somewhere_is_a_tracked_question() {
+    let now = World::default().list("plan", &["a", "b"]).text("a", "hooked routes").text("b", "fine");
+    let engine = engine(&now);
+    let p = proxy("p", "x", "1");
+    assert_eq!(text(&engine, &p, "a").as_deref(), Some("false"));
+    let plugin = |digest: &str| trysail_stages::Hooked {
+        id: format!("p@{digest}").into(),
+        guest: native(),
+        policy: trysail_stages::FailurePolicy::Skip,
+    };
+    engine.set_hooks([("routes".into(), vec![plugin("1")])].into_iter().collect());
+    let done = work(&engine, || assert_eq!(text(&engine, &p, "a").as_deref(), Some("true")));
+    assert_eq!(done.runs, 1, "who asked is run again, and nobody else");
+    engine.set_hooks([("routes".into(), vec![plugin("2")])].into_iter().collect());
+    assert_eq!(work(&engine, || drop(resources(&engine, &p))).runs, 0, "another version is no other answer");
+    engine.set_hooks(Default::default());
+    assert_eq!(text(&engine, &p, "a").as_deref(), Some("false"));
 }

@@ -9,10 +9,11 @@ pub mod guests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use trysail_model::{Affected, Answer, ObjectRef, Proxy, Query, Snapshot};
+use trysail_model::{Affected, Answer, ObjectRef, Proxy, Query, QueryDecl, Snapshot};
 use trysail_sdk::{CallRef, Ctx, Failure, Item, Message, Output, facts};
 use trysail_stages::guest::Guest;
-use trysail_stages::{Config, Engine, Limits, Native, NativeCode, OutputDecl, QueryDecl, Root};
+use trysail_stages::queries::OWN;
+use trysail_stages::{Config, Engine, Limits, Native, NativeCode, OutputDecl, Root};
 
 /// Type URLs of the toy world: everything, and by name.
 pub const ALL: &str = "type.googleapis.com/toy.All";
@@ -21,16 +22,17 @@ pub const NAMED: &str = "type.googleapis.com/toy.Named";
 
 /// The queries of the toy world, under names that the SDK knows.
 pub const QUERIES: &[QueryDecl] = &[
-    decl("setting", false, false, false, 1),
-    decl("services-of-host", false, false, false, 1),
-    decl("proxy", true, false, false, 1),
-    decl("proxy-in-namespaces", true, false, true, 0),
-    decl("derived", false, false, true, 2),
-    decl("derived-exists", false, true, true, 2),
+    decl("setting", false, false, 1),
+    decl("services-of-host", false, false, 1),
+    decl("proxy", true, false, 1),
+    decl("proxy-in-namespaces", true, true, 0),
+    OWN[0],
+    OWN[1],
+    OWN[2],
 ];
 
-const fn decl(kind: &'static str, about_proxy: bool, predicate: bool, takes_list: bool, arity: usize) -> QueryDecl {
-    QueryDecl { kind, about_proxy, predicate, takes_list, arity }
+const fn decl(kind: &'static str, about_proxy: bool, takes_list: bool, arity: usize) -> QueryDecl {
+    QueryDecl { kind, about_proxy, predicate: false, takes_list, arity }
 }
 
 /// `setting(KEY)` is a text; `services-of-host(KEY)` a list of keys.
@@ -109,7 +111,8 @@ impl Snapshot for World {
 ///
 /// A `piece` is the text of its name; a text `for NS TEXT` is TEXT for proxies of the namespace only; `see KEY` is the output of
 /// another piece; `have KEY` says whether another piece has any output; `none` is no item; `ask STAGE FUNCTION` is the output of
-/// another stage; `insert TEXT` is TEXT with a place for plugins' insertions about `inserted`.
+/// another stage; `wait REF` waits for another resource; `within KEY` holds another piece; `hooked POINT` says whether a plugin stands
+/// there; `insert TEXT` is TEXT with a place for plugins' insertions about `inserted`.
 pub fn toy(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Output, Failure> {
     let mut output = Output::empty();
     let arg = args.first().map_or("", String::as_str);
@@ -156,6 +159,18 @@ pub fn toy(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Output, Fai
                     output.item(item);
                     return Ok(output);
                 }
+                ["wait", what] => {
+                    let mut item = Item::new(arg, Message::default().text(1, &text));
+                    item.refs.push(what.to_owned());
+                    output.item(item);
+                    return Ok(output);
+                }
+                ["within", key] => {
+                    let hole = CallRef::new("toy", "piece", [key]);
+                    output.item(Item::new(arg, Message::default().text(1, &text).hole(2, hole)));
+                    return Ok(output);
+                }
+                ["hooked", point] => ctx.hooked(point).to_string(),
                 ["panic"] => panic!("asked to"),
                 _ => text,
             };
@@ -171,10 +186,11 @@ pub fn native() -> Arc<dyn Guest> {
 }
 
 pub fn config() -> Config {
-    let root = |type_url, function, named| Root { type_url, stage: "toy", function, named, hook: "" };
+    let root =
+        |type_url, function, named, reference| Root { type_url, stage: "toy", function, named, hook: "", reference };
     Config {
         queries: QUERIES,
-        roots: vec![root(ALL, "all", false), root(NAMED, "named", true)],
+        roots: vec![root(ALL, "all", false, ""), root(NAMED, "named", true, "named")],
         outputs: vec![OutputDecl { function: ("toy", "piece"), message: "toy.Piece" }],
         gate: None,
         hold_back: true,

@@ -22,6 +22,11 @@ use crate::virtual_hosts::{Candidate, Candidates, Questions, Routes, VirtualHost
 /// Bytes of a body that a direct response may have; Envoy's own default is 4 KiB, the API allows 1 MiB.
 pub const MAX_DIRECT_RESPONSE_BODY: u32 = 1024 * 1024;
 
+/// Hook point of virtual hosts. They are calls of their own only where a plugin wants them: a mesh has thousands.
+pub const HOOK: &str = "virtual-host";
+/// RouteConfiguration.virtual_hosts.
+pub const VIRTUAL_HOSTS: u32 = 2;
+
 /// Prefix of names that stand for a Unix domain socket.
 const UNIX: &str = "unix://";
 
@@ -59,6 +64,7 @@ pub fn route_configuration(ctx: &Ctx<'_>, route_name: &str) -> Result<Output, Fa
     };
 
     let headers = ProxyHeaders::ask(ctx)?;
+    let hooked = ctx.hooked(HOOK);
     let egress: EgressListeners = ctx.derived("scope", "egress", &[])?.unwrap_or_default();
     let mut message = Message::of(&named);
     if let Some(listener) = listener_for(&egress, parsed.port, route_name) {
@@ -67,17 +73,22 @@ pub fn route_configuration(ctx: &Ctx<'_>, route_name: &str) -> Result<Output, Fa
         let index = listener.index.to_string();
         let planner = Planner { ctx, port, index: &index, sniffed: parsed.sniffed, from_sidecar: egress.from_sidecar };
         let (hosts, sessions) = planner.virtual_hosts(&mut output)?;
-        for host in hosts {
-            message = message.field(2, encode(host, port, headers.attempt_count, sessions));
+        for planned in hosts {
+            let host = OutboundHost { planned, listener_port: port, attempt_count: headers.attempt_count, sessions };
+            message = if hooked {
+                message.hole(VIRTUAL_HOSTS, CallRef::new("routes", "virtual-host", host.to_args()).hooked(HOOK))
+            } else {
+                message.field(VIRTUAL_HOSTS, host.encode())
+            };
         }
     }
     if parsed.sniffed.is_none() {
-        let policy: OutboundTrafficPolicy = ctx.derived("scope", "outbound-policy", &[])?.unwrap_or_default();
-        // Only sidecars resolve unknown names; every other mode asks nothing of the proxy.
-        let dynamic_dns = policy.mode > 1 && ctx.proxy("type").as_deref() == Some("sidecar");
-        let mut last = catch_all::virtual_host(&policy, dynamic_dns, headers.forwarded_host);
-        last.include_request_attempt_count = headers.attempt_count;
-        message = message.field(2, Message::of(&last));
+        let last = last_host(ctx, headers)?;
+        message = if hooked {
+            message.hole(VIRTUAL_HOSTS, CallRef::new("routes", "catch-all", [last.name]).hooked(HOOK))
+        } else {
+            message.field(VIRTUAL_HOSTS, Message::of(&last))
+        };
     }
     message = message.fields(&envoy::RouteConfiguration {
         validate_clusters: Some(false),
@@ -87,6 +98,31 @@ pub fn route_configuration(ctx: &Ctx<'_>, route_name: &str) -> Result<Output, Fa
     });
     output.item(Item::new(route_name, message));
     Ok(output)
+}
+
+/// `virtual-host` ARGS: a virtual host by itself, for plugins.
+pub fn virtual_host(args: &[&str]) -> Result<Output, Failure> {
+    let host = OutboundHost::of_args(args)?;
+    let mut output = Output::empty();
+    output.item(Item::new(host.planned.name.clone(), host.encode()));
+    Ok(output)
+}
+
+/// `catch-all` NAME: the last virtual host by itself, for plugins.
+pub fn catch_all(ctx: &Ctx<'_>) -> Result<Output, Failure> {
+    let last = last_host(ctx, ProxyHeaders::ask(ctx)?)?;
+    let mut output = Output::empty();
+    output.item(Item::new(last.name.clone(), Message::of(&last)));
+    Ok(output)
+}
+
+fn last_host(ctx: &Ctx<'_>, headers: ProxyHeaders) -> Result<envoy::VirtualHost, Failure> {
+    let policy: OutboundTrafficPolicy = ctx.derived("scope", "outbound-policy", &[])?.unwrap_or_default();
+    // Only sidecars resolve unknown names; every other mode asks nothing of the proxy.
+    let dynamic_dns = policy.mode > 1 && ctx.proxy("type").as_deref() == Some("sidecar");
+    let mut last = catch_all::virtual_host(&policy, dynamic_dns, headers.forwarded_host);
+    last.include_request_attempt_count = headers.attempt_count;
+    Ok(last)
 }
 
 /// The egress listener that a route name belongs to: the one of its port, or of its socket, else the catch-all.
@@ -243,28 +279,88 @@ fn keep_sniffed(hosts: &mut Vec<VirtualHost>, route_name: &str) {
     }
 }
 
-/// One virtual host with holes for its routes and, where services may have them, its sticky sessions.
-fn encode(host: VirtualHost, listener_port: u32, attempt_count: bool, sessions: bool) -> Message {
-    let VirtualHost { name, domains, port, routes, service } = host;
-    let routes = match &routes {
-        Routes::VirtualService(key) => {
-            CallRef::new("routes", "virtual-service", [key.clone(), listener_port.to_string()])
-        }
-        Routes::Service { key, host } => {
-            let mut args = vec![key.clone(), port.to_string()];
-            // Only a host with capitals is not as its key has it.
-            if !key.ends_with(host.as_str()) {
-                args.push(host.clone());
+/// A planned virtual host with what its encoding depends on.
+struct OutboundHost {
+    planned: VirtualHost,
+    /// Port of the listener, 0 for all.
+    listener_port: u32,
+    attempt_count: bool,
+    /// Services may have sticky sessions.
+    sessions: bool,
+}
+
+impl OutboundHost {
+    /// The message, with holes for its routes and, where services may have them, its sticky sessions.
+    fn encode(self) -> Message {
+        let OutboundHost { planned, listener_port, attempt_count, sessions } = self;
+        let VirtualHost { name, domains, port, routes, service } = planned;
+        let routes = match &routes {
+            Routes::VirtualService(key) => {
+                CallRef::new("routes", "virtual-service", [key.clone(), listener_port.to_string()])
             }
-            CallRef::new("routes", "service-default", args)
+            Routes::Service { key, host } => {
+                let mut args = vec![key.clone(), port.to_string()];
+                // Only a host with capitals is not as its key has it.
+                if !key.ends_with(host.as_str()) {
+                    args.push(host.clone());
+                }
+                CallRef::new("routes", "service-default", args)
+            }
+        };
+        let message = Message::of(&envoy::VirtualHost { name, domains, ..Default::default() })
+            .hole(3, routes.hooked("routes"))
+            .fields(&envoy::VirtualHost { include_request_attempt_count: attempt_count, ..Default::default() });
+        match service {
+            Some(key) if sessions => message.splice(CallRef::new("routes", "session", [key])),
+            _ => message,
         }
-    };
-    let message = Message::of(&envoy::VirtualHost { name, domains, ..Default::default() })
-        .hole(3, routes.hooked("routes"))
-        .fields(&envoy::VirtualHost { include_request_attempt_count: attempt_count, ..Default::default() });
-    match service {
-        Some(key) if sessions => message.splice(CallRef::new("routes", "session", [key])),
-        _ => message,
+    }
+
+    /// As arguments of `virtual-host`: name, ports of listener and service, `attempt-count` and `sessions` where they hold, the
+    /// service's key or nothing, the host of default routes or nothing, the key that routes come from, the domains.
+    fn to_args(&self) -> Vec<String> {
+        let VirtualHost { name, domains, port, routes, service } = &self.planned;
+        let flag = |on: bool, name: &str| if on { name.to_owned() } else { String::new() };
+        let (host, key) = match routes {
+            Routes::VirtualService(key) => (String::new(), key.clone()),
+            Routes::Service { key, host } => (host.clone(), key.clone()),
+        };
+        let mut args = vec![
+            name.clone(),
+            self.listener_port.to_string(),
+            port.to_string(),
+            flag(self.attempt_count, "attempt-count"),
+            flag(self.sessions, "sessions"),
+            service.clone().unwrap_or_default(),
+            host,
+            key,
+        ];
+        args.extend(domains.iter().cloned());
+        args
+    }
+
+    fn of_args(args: &[&str]) -> Result<Self, Failure> {
+        let [name, listener_port, port, attempt_count, sessions, service, host, key, domains @ ..] = args else {
+            return Err(Failure::BadArguments(format!("virtual-host({})", args.join(", "))));
+        };
+        let key = (*key).to_owned();
+        let routes = match *host {
+            "" => Routes::VirtualService(key),
+            host => Routes::Service { key, host: host.to_owned() },
+        };
+        let planned = VirtualHost {
+            name: (*name).to_owned(),
+            domains: domains.iter().map(|domain| (*domain).to_owned()).collect(),
+            port: crate::number(port)?,
+            routes,
+            service: (!service.is_empty()).then(|| (*service).to_owned()),
+        };
+        Ok(OutboundHost {
+            planned,
+            listener_port: crate::number(listener_port)?,
+            attempt_count: !attempt_count.is_empty(),
+            sessions: !sessions.is_empty(),
+        })
     }
 }
 
@@ -274,6 +370,7 @@ mod tests {
     use crate::testing::{Fake, outline};
     use trysail_sdk::facts::Port;
     use trysail_sdk::proto::istio::networking::v1alpha3::outbound_traffic_policy::Mode;
+    use trysail_sdk::{Entry, Part};
 
     fn service(host: &str, port: u32, address: &str) -> ServiceSummary {
         ServiceSummary {
@@ -317,6 +414,44 @@ mod tests {
             .answer("derived", &["scope", "outbound-policy"], &policy)
             .text("proxy", &["dns-domain"], "shop.svc.cluster.local")
             .text("proxy", &["ip-families"], "ipv4")
+    }
+
+    #[test]
+    fn plugins_see_every_virtual_host_with_the_same_bytes() {
+        let with_routes = || shop().text("derived-exists", &["routes", "virtual-service", "shop/cart", "80"], "");
+        let whole = |fake: Fake| {
+            let output = fake.run("config", &["80"]);
+            let [Entry::Item(item)] = &output.entries[..] else { panic!("one item") };
+            // What a hole for a virtual host is filled with takes its place.
+            let parts = item.message.parts.iter().fold(Message::default(), |message, part| match part {
+                Part::Call(call) if call.hook == HOOK => {
+                    assert_eq!(call.field, VIRTUAL_HOSTS);
+                    let args: Vec<&str> = call.args.iter().map(String::as_str).collect();
+                    let made = fake.run(&call.function, &args);
+                    let [Entry::Item(item)] = &made.entries[..] else { panic!("one virtual host") };
+                    assert_eq!(item.key, call.args[0], "the name comes first");
+                    message.field(VIRTUAL_HOSTS, item.message.clone())
+                }
+                other => Message { parts: [message.parts, vec![other.clone()]].concat() },
+            });
+            (parts, item.message.parts.iter().filter(|p| matches!(p, Part::Call(c) if c.hook == HOOK)).count())
+        };
+        let (plain, none) = whole(with_routes());
+        let (hooked, n_hooked) = whole(with_routes().text("hooked", &[HOOK], ""));
+        assert_eq!((none, n_hooked), (0, 3));
+        assert_eq!(joined(hooked), joined(plain));
+    }
+
+    /// Parts with neighbouring bytes made one.
+    fn joined(message: Message) -> Vec<Part> {
+        let mut joined: Vec<Part> = Vec::new();
+        for part in message.parts {
+            match (joined.last_mut(), part) {
+                (Some(Part::Bytes(last)), Part::Bytes(more)) => last.extend(more),
+                (_, part) => joined.push(part),
+            }
+        }
+        joined
     }
 
     #[test]

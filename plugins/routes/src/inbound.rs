@@ -7,20 +7,44 @@
 use trysail_sdk::facts::Protocol;
 use trysail_sdk::prost_types::Duration;
 use trysail_sdk::proto::envoy::config::route::v3::{
-    RetryPolicy, RouteAction, RouteConfiguration, VirtualHost, route_action::MaxStreamDuration,
+    RetryPolicy, Route, RouteAction, RouteConfiguration, VirtualHost, route_action::MaxStreamDuration,
 };
-use trysail_sdk::{Ctx, Failure, Item, Message, Output};
+use trysail_sdk::{CallRef, Ctx, Failure, Item, Message, Output};
 
+use crate::config::{HOOK, VIRTUAL_HOSTS};
 use crate::service_default::to_cluster;
 
-/// One item: every host goes to the workload itself.
-pub fn route_configuration(
-    ctx: &Ctx<'_>,
-    service: &str,
-    port: &str,
-    service_port: &str,
-    protocol: Option<&str>,
-) -> Result<Output, Failure> {
+/// `inbound` ARGS. One item: every host goes to the workload itself.
+pub fn route_configuration(ctx: &Ctx<'_>, args: &[&str]) -> Result<Output, Failure> {
+    let inbound = plan(ctx, args)?;
+    let key = inbound.cluster.clone();
+    let message = Message::of(&RouteConfiguration { name: key.clone(), ..Default::default() });
+    let message = if ctx.hooked(HOOK) {
+        let args = [&[inbound.name.as_str()], args].concat();
+        message.hole(VIRTUAL_HOSTS, CallRef::new("routes", "inbound-host", args).hooked(HOOK))
+    } else {
+        message.field(VIRTUAL_HOSTS, Message::of(&inbound.virtual_host()))
+    };
+    let message = message.fields(&RouteConfiguration { validate_clusters: Some(false), ..Default::default() });
+    let mut output = Output::empty();
+    output.item(Item::new(key, message));
+    Ok(output)
+}
+
+/// `inbound-host` NAME ARGS: the virtual host by itself, for plugins.
+pub fn virtual_host(ctx: &Ctx<'_>, args: &[&str]) -> Result<Output, Failure> {
+    let host = plan(ctx, args)?.virtual_host();
+    let mut output = Output::empty();
+    output.item(Item::new(host.name.clone(), Message::of(&host)));
+    Ok(output)
+}
+
+fn plan(ctx: &Ctx<'_>, args: &[&str]) -> Result<Inbound, Failure> {
+    let (service, port, service_port, protocol) = match *args {
+        [service, port, service_port] => (service, port, service_port, None),
+        [service, port, service_port, protocol] => (service, port, service_port, Some(protocol)),
+        _ => return Err(Failure::BadArguments(format!("inbound({})", args.join(", ")))),
+    };
     let service_port = if service_port.is_empty() { 0 } else { crate::number(service_port)? };
     let cluster = match port {
         "" | "0" => "InboundPassthroughCluster".to_owned(),
@@ -52,20 +76,21 @@ pub fn route_configuration(
         }),
         ..Default::default()
     };
-    let configuration = RouteConfiguration {
-        name: cluster.clone(),
-        virtual_hosts: vec![VirtualHost {
-            name: format!("inbound|http|{service_port}"),
-            domains: vec!["*".to_owned()],
-            routes: vec![to_cluster(cluster.clone(), host, service_port, action)],
-            ..Default::default()
-        }],
-        validate_clusters: Some(false),
-        ..Default::default()
-    };
-    let mut output = Output::empty();
-    output.item(Item::new(cluster, Message::of(&configuration)));
-    Ok(output)
+    let routes = vec![to_cluster(cluster.clone(), host, service_port, action)];
+    Ok(Inbound { cluster, name: format!("inbound|http|{service_port}"), routes })
+}
+
+/// An inbound route configuration and its one virtual host.
+struct Inbound {
+    cluster: String,
+    name: String,
+    routes: Vec<Route>,
+}
+
+impl Inbound {
+    fn virtual_host(self) -> VirtualHost {
+        VirtualHost { name: self.name, domains: vec!["*".to_owned()], routes: self.routes, ..Default::default() }
+    }
 }
 
 fn is_grpc(protocol: Protocol) -> bool {

@@ -7,12 +7,15 @@
 //!
 //! ```text
 //! config [route name]                plan: one RouteConfiguration, reads summaries only
+//!   ├─ virtual-host [name, ...]      only where a plugin stands at hook `virtual-host`, else part of the plan
+//!   ├─ catch-all [name]              the same, for hosts that nobody knows
 //!   ├─ virtual-service [key, port]   all routes of one VirtualService on one port; hook `routes`
 //!   ├─ service-default [key, port]   the one route of a service that has no VirtualService; hook `routes`
 //!   └─ session [key]                 a service's sticky sessions, spliced into its virtual hosts
 //! config [gateway's route name]      plan: the same at a gateway
 //!   └─ gateway-routes [key, port, gateway, flags, part]  routes of one VirtualService there; hook `routes`
 //! inbound [key, port, service port]  inline RouteConfiguration of an inbound chain
+//!   └─ inbound-host [name, ...]      its virtual host, as above
 //! ```
 //!
 //! **Invariant:** route items never depend on the proxy's namespace or DNS domain, except through the predicates that a
@@ -64,13 +67,15 @@ pub fn translate(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Outpu
         ("service-default", [key, port]) => service_default::route(ctx, key, number(port)?, None),
         ("service-default", [key, port, host]) => service_default::route(ctx, key, number(port)?, Some(host)),
         ("session", [key]) => session::virtual_host_fields(ctx, key),
-        ("inbound", [service, port, service_port]) => {
-            inbound::route_configuration(ctx, service, port, service_port, None)
-        }
-        ("inbound", [service, port, service_port, protocol]) => {
-            inbound::route_configuration(ctx, service, port, service_port, Some(protocol))
-        }
-        ("config" | "virtual-service" | "gateway-routes" | "service-default" | "session" | "inbound", _) => {
+        ("virtual-host", args) => config::virtual_host(args),
+        ("catch-all", [_name]) => config::catch_all(ctx),
+        ("inbound", args) => inbound::route_configuration(ctx, args),
+        ("inbound-host", [_name, args @ ..]) => inbound::virtual_host(ctx, args),
+        (
+            "config" | "virtual-service" | "gateway-routes" | "service-default" | "session" | "catch-all"
+            | "inbound-host",
+            _,
+        ) => {
             Err(Failure::BadArguments(format!("{function}({})", args.join(", "))))
         }
         _ => Err(Failure::UnknownFunction(function.to_owned())),

@@ -76,6 +76,7 @@ impl Host for Imports {
             "proxy-targets" => facts::proxy_targets(),
             "proxy-config" => facts::proxy_config(&list(0)),
             "derived" => facts::derived(arg(0), arg(1), &list(2)),
+            "hooked" => truth(facts::hooked(arg(0))),
             "derived-exists" => truth(facts::derived_exists(arg(0), arg(1), &list(2))),
             unknown => unreachable!("the SDK asks no {unknown}"),
         }

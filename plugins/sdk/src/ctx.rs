@@ -278,6 +278,11 @@ impl<'a> Ctx<'a> {
         self.message("derived", &[&[stage, function], args].concat())
     }
 
+    /// Does any plugin stand at this hook point?
+    pub fn hooked(&self, point: &str) -> bool {
+        self.host.ask("hooked", &[point]).is_some()
+    }
+
     /// Does another call have any item?
     pub fn derived_exists(&self, stage: &str, function: &str, args: &[&str]) -> bool {
         self.host.ask("derived-exists", &[&[stage, function], args].concat()).is_some()

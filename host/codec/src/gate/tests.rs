@@ -149,3 +149,89 @@ fn clusters_that_resolve_hosts_check_names() {
         ["typed_extension_protocol_options dynamic_forward_proxy"]
     );
 }
+
+const HOST: &str = "envoy.config.route.v3.VirtualHost";
+
+fn inspected(name: &str, json: serde_json::Value) -> Inspected {
+    inspect(name, &from_json(name, &json, Options::default()).unwrap())
+}
+
+/// What a message names, as `TARGET NAME PATH`.
+fn named(name: &str, json: serde_json::Value) -> Vec<String> {
+    let found = inspected(name, json).references;
+    found.iter().map(|r| format!("{} {} {}", r.target.prefix(), r.name, r.path)).collect()
+}
+
+#[test]
+fn a_cluster_waits_for_the_endpoints_that_the_stream_brings() {
+    let ads = json!({"ads": {}, "resource_api_version": "V3"});
+    let eds = |config: serde_json::Value| json!({"name": "a", "type": "EDS", "eds_cluster_config": config});
+    assert_eq!(named(CLUSTER, eds(json!({"eds_config": ads, "service_name": "b"}))), ["eds b eds_cluster_config"]);
+    assert_eq!(
+        named(CLUSTER, eds(json!({"eds_config": ads}))),
+        ["eds a eds_cluster_config"],
+        "its own name by default"
+    );
+    let file = json!({"path_config_source": {"path": "/f"}});
+    assert_eq!(named(CLUSTER, eds(json!({"eds_config": file}))), [""; 0]);
+    assert_eq!(
+        named(CLUSTER, json!({"name": "a", "type": "STATIC", "eds_cluster_config": {"eds_config": ads}})),
+        [""; 0]
+    );
+}
+
+#[test]
+fn a_listener_waits_for_routes_and_filters() {
+    let ads = json!({"ads": {}, "resource_api_version": "V3"});
+    let manager = json!({
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "s",
+        "rds": {"config_source": ads, "route_config_name": "80"},
+        "http_filters": [
+            {"name": "late", "config_discovery": {"config_source": ads, "type_urls": ["a"]}},
+            {"name": "has-a-default", "config_discovery": {
+                "config_source": ads, "type_urls": ["a"], "apply_default_config_without_warming": true}},
+        ],
+    });
+    let listener = json!({"name": "l", "filter_chains": [{"filters": [{"name": "hcm", "typed_config": manager}]}]});
+    let hcm = "filter_chains[0].filters[0].typed_config";
+    assert_eq!(
+        named(LISTENER, listener),
+        [format!("rds 80 {hcm}.rds.route_config_name"), format!("ecds late {hcm}.http_filters[0].name")]
+    );
+}
+
+#[test]
+fn routes_name_clusters() {
+    let routes = json!({"virtual_hosts": [{"name": "a", "domains": ["*"], "routes": [
+        {"match": {"prefix": "/"}, "route": {"cluster": "x", "request_mirror_policies": [{"cluster": "m"}]}},
+        {"match": {"prefix": "/"}, "route": {"weighted_clusters": {"clusters": [{"name": "y", "weight": 1}]}}},
+    ]}]});
+    let route = |i: usize| format!("virtual_hosts[0].routes[{i}].route");
+    assert_eq!(
+        named(ROUTES, routes),
+        [
+            format!("cluster x {}.cluster", route(0)),
+            format!("cluster m {}.request_mirror_policies[0].cluster", route(0)),
+            format!("cluster y {}.weighted_clusters.clusters[0].name", route(1)),
+        ]
+    );
+    assert!(!Target::Cluster.is_awaited() && Target::Routes.is_awaited());
+}
+
+#[test]
+fn what_may_be_there_once_only() {
+    let hosts = |a: serde_json::Value, b: serde_json::Value| violations(ROUTES, json!({"virtual_hosts": [a, b]}));
+    let a = json!({"name": "a", "domains": ["x.test"]});
+    assert_eq!(hosts(a.clone(), json!({"name": "b", "domains": ["y.test"]})), [""; 0]);
+    assert_eq!(hosts(a.clone(), json!({"name": "a", "domains": ["y.test"]})), ["virtual_hosts[1] unique"]);
+    assert_eq!(hosts(a, json!({"name": "b", "domains": ["X.test"]})), ["virtual_hosts[1] unique"], "whatever its case");
+    let chain = |port: u32| json!({"filter_chain_match": {"destination_port": port}, "filters": []});
+    let listener = |ports: [u32; 2]| json!({"name": "l", "filter_chains": ports.map(chain)});
+    assert_eq!(violations(LISTENER, listener([1, 2])), [""; 0]);
+    assert_eq!(violations(LISTENER, listener([1, 1])), ["filter_chains[1] unique"]);
+    assert_eq!(
+        inspected(HOST, json!({"name": "a", "domains": ["X.test", "x.test:80"]})).claims,
+        ["name:a", "domain:x.test", "domain:x.test:80"]
+    );
+}
