@@ -71,6 +71,8 @@ pub struct Config<'a> {
     pub folder: &'a Path,
     /// Environment variables besides [`FOR_STOCK_ENVOY`].
     pub environment: &'a [(String, String)],
+    /// Folder of plugins.
+    pub plugins: Option<&'a Path>,
     /// Gets each line that it prints.
     pub echo: Option<fn(&str)>,
 }
@@ -92,8 +94,8 @@ impl ControlPlane {
     /// # Errors
     /// When it ends or does not listen in time; with what it printed.
     pub async fn start(node: &Netns, config: &Config<'_>) -> Result<ControlPlane> {
-        let Config { binary, folder, environment, echo } = *config;
-        let (folder, environment) = (folder.to_owned(), environment.to_vec());
+        let Config { binary, folder, environment, plugins, echo } = *config;
+        let (folder, environment, plugins) = (folder.to_owned(), environment.to_vec(), plugins.map(Path::to_owned));
         let setup = move |command: &mut Command| {
             command.arg("discovery").arg("--configDir").arg(folder).arg("--registries=");
             for (flag, port) in [
@@ -103,6 +105,9 @@ impl ControlPlane {
                 ("--monitoringAddr", MONITORING),
             ] {
                 command.args([flag.to_owned(), format!(":{port}")]);
+            }
+            if let Some(plugins) = plugins {
+                command.arg("--plugins").arg(plugins);
             }
             // Its key shall not outlive it.
             command.env("TRYSAIL_CA_DIR", "memory").envs(FOR_STOCK_ENVOY).envs(environment);

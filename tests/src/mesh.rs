@@ -44,6 +44,8 @@ pub struct Config {
     pub names: BTreeMap<String, Ipv4Addr>,
     /// Certificates of workloads that speak TLS themselves.
     pub tls: Option<Outside>,
+    /// The control plane's folder of plugins.
+    pub plugins: Option<PathBuf>,
     /// What is being done.
     pub say: Say,
     /// Gets what the control plane prints.
@@ -76,7 +78,9 @@ impl Mesh {
     /// # Errors
     /// When a part does not come up; with its log.
     pub async fn start(config: Config) -> Result<Mesh> {
-        let Config { folder, outside, interception, variant, secure, mut environment, names, tls, say, echo } = config;
+        let Config {
+            folder, outside, interception, variant, secure, mut environment, names, tls, plugins, say, echo
+        } = config;
         let envoy = envoy::find(say)?;
         let binary = control_plane::binary(say)?;
         let network = Network::new(interception)?;
@@ -95,7 +99,13 @@ impl Mesh {
             environment.push(("TRYSAIL_CA_DIR".into(), ca.display().to_string()));
         }
         say(&format!("control plane: trysail discovery --configDir {} --registries=", folder.display()));
-        let serve = control_plane::Config { binary: &binary, folder: &folder, environment: &environment, echo };
+        let serve = control_plane::Config {
+            binary: &binary,
+            folder: &folder,
+            environment: &environment,
+            plugins: plugins.as_deref(),
+            echo,
+        };
         let control_plane = ControlPlane::start(network.node(), &serve).await?;
         let mut resolver = None;
         if !names.is_empty() {

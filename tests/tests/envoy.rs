@@ -36,6 +36,7 @@ async fn start_with(test: &str, folder: &Folder, variant: Variant, client: PodSp
         environment: Vec::new(),
         names: BTreeMap::new(),
         tls: None,
+        plugins: None,
         say: quiet,
         echo: None,
     };

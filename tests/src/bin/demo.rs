@@ -79,6 +79,7 @@ async fn demo(cli: &Cli, interception: Interception, start: Instant) -> Result<(
         environment: Vec::new(),
         names: BTreeMap::new(),
         tls: None,
+        plugins: None,
         say: aloud,
         echo: Some(|line| println!("  trysail | {line}")),
     };

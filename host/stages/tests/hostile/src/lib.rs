@@ -24,12 +24,17 @@ pub fn translate(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Outpu
 }
 
 /// The plugin: asks the setting of its first argument for the word. Where that is no word it turns the fragment's letters into
-/// capitals, at insertion points it inserts the setting.
+/// capitals, at insertion points it inserts the setting. In a real mesh, whose insertion points have three arguments and whose
+/// fragments are about services, it traps at the former and leaves the latter alone.
 ///
 /// # Errors
 /// What the word says.
-pub fn apply(ctx: &Ctx<'_>, _point: &str, args: &[String], items: &[(String, Vec<u8>)]) -> Result<Outcome, Failure> {
+pub fn apply(ctx: &Ctx<'_>, point: &str, args: &[String], items: &[(String, Vec<u8>)]) -> Result<Outcome, Failure> {
     let about = args.first().map_or("", String::as_str);
+    assert!(args.len() != 3, "asked to, at {point}");
+    if about.contains('/') {
+        return Ok(Outcome::Unchanged);
+    }
     let text = ctx.setting(about);
     let mut words = text.split(' ');
     let word = words.next().unwrap_or_default();
