@@ -107,6 +107,7 @@ async fn a_plugin_comes_changes_and_goes_under_traffic() {
         outside: vec![PodSpec::outside("client", Ipv4Addr::new(10, 244, 0, 10))],
         interception,
         variant: Variant::Delta,
+        secure: false,
         environment: Vec::new(),
         plugins: Some(plugins.path().to_owned()),
         say: quiet,

@@ -28,7 +28,8 @@ pub enum Format {
 pub enum Command {
     /// Serves configuration to proxies: the server, with istiod's flags.
     Discovery(DiscoveryFlags),
-    /// Writes what proxies would be sent as JSON, one file a type.
+    /// Writes what proxies would be sent as JSON, one file a type. Exit code 0 also when objects were refused, which is said on
+    /// stderr; 1 when a folder could not be rendered.
     Render {
         /// A scenario folder, or any folder of YAML together with --proxies.
         #[arg(required_unless_present = "all")]
@@ -51,6 +52,9 @@ pub enum Command {
         /// Shows private keys in the clear.
         #[arg(long)]
         show_secrets: bool,
+        /// What was done in a machine-readable form.
+        #[arg(short, long)]
+        output: Option<Format>,
     },
     /// Says where a proxy's resource, or a field in it, comes from.
     Explain(ExplainFlags),

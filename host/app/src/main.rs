@@ -42,11 +42,11 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Discovery(flags) => discovery(flags)?,
-        Command::Render { folder, all, out, proxies, native, only, show_secrets } => {
+        Command::Render { folder, all, out, proxies, native, only, show_secrets, output } => {
             let options = Options { mode: mode(native), hold_back: false, audit_share: 0.0, ..Options::default() };
             match (folder, all) {
-                (Some(folder), None) => render_one(&options, &folder, proxies.as_deref(), &out, show_secrets)?,
-                (None, Some(root)) => render_all(&options, &root, &only, &out, show_secrets)?,
+                (Some(folder), None) => render_one(&options, &folder, proxies.as_deref(), &out, show_secrets, output)?,
+                (None, Some(root)) => render_all(&options, &root, &only, &out, show_secrets, output)?,
                 _ => bail!("name a folder, or --all ROOT"),
             }
         }
@@ -218,9 +218,21 @@ fn replay(file: &Path, native: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn render_one(options: &Options, folder: &Path, proxies: Option<&Path>, out: &Path, show_secrets: bool) -> Result<()> {
+fn render_one(
+    options: &Options,
+    folder: &Path,
+    proxies: Option<&Path>,
+    out: &Path,
+    show_secrets: bool,
+    output: Option<Format>,
+) -> Result<()> {
     let stages = pipeline::stages(options)?;
     let rendered = on_a_big_stack(|| render::scenario(options, &stages, folder, proxies, out, show_secrets))?;
+    if let Some(format) = output {
+        let render::Rendered { n_resources, refused, warnings } = rendered;
+        let done = serde_json::json!({"out": out, "resources": n_resources, "refused": refused, "warnings": warnings});
+        return print(&done, format);
+    }
     for line in rendered.refused {
         eprintln!("refused: {line}");
     }
@@ -231,7 +243,7 @@ fn render_one(options: &Options, folder: &Path, proxies: Option<&Path>, out: &Pa
     Ok(())
 }
 
-fn render_all(options: &Options, root: &Path, only: &str, out: &Path, show_secrets: bool) -> Result<()> {
+fn render_all(options: &Options, root: &Path, only: &str, out: &Path, show_secrets: bool, output: Option<Format>) -> Result<()> {
     let stages = pipeline::stages(options)?;
     let mut scenarios = render::scenarios(root)?;
     scenarios.retain(|folder| folder.display().to_string().contains(only));
@@ -258,8 +270,18 @@ fn render_all(options: &Options, root: &Path, only: &str, out: &Path, show_secre
         }
         Ok(())
     })?;
-    println!("{} scenarios, {} resources in {}", scenarios.len(), n_resources.into_inner(), out.display());
-    match n_failed.into_inner() {
+    let (n_failed, n_resources) = (n_failed.into_inner(), n_resources.into_inner());
+    match output {
+        None => println!("{} scenarios, {n_resources} resources in {}", scenarios.len(), out.display()),
+        Some(format) => {
+            let n_scenarios = scenarios.len();
+            let done = serde_json::json!({
+                "out": out, "scenarios": n_scenarios, "failed": n_failed, "resources": n_resources
+            });
+            print(&done, format)?;
+        }
+    }
+    match n_failed {
         0 => Ok(()),
         n => bail!("{n} scenarios could not be rendered"),
     }

@@ -118,6 +118,7 @@ fn outputs() -> Vec<OutputDecl> {
         decl("routes", "inbound", ROUTES),
         decl("routes", "virtual-host", VIRTUAL_HOST),
         decl("routes", "catch-all", VIRTUAL_HOST),
+        decl("routes", "gateway-host", VIRTUAL_HOST),
         decl("routes", "inbound-host", VIRTUAL_HOST),
         decl("routes", "virtual-service", ROUTE),
         decl("routes", "service-default", ROUTE),

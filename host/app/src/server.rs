@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use parking_lot::Mutex;
 use prometheus::Registry;
 use serde_json::Value;
+use tokio::net::TcpSocket;
 use tokio::sync::mpsc;
 use trysail_ca::sds::{self, SecretStore, is_secret};
 use trysail_discovery::{Change, FolderSource, Status};
@@ -84,6 +85,22 @@ fn address(text: &str) -> Result<SocketAddr> {
     full.parse().with_context(|| format!("{text:?} is not an address such as :15010 or 127.0.0.1:15010"))
 }
 
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 1024;
+const LISTEN: &str = "cannot listen; did another process take the port meanwhile?";
+
+fn bind(text: &str, what: &str) -> Result<TcpSocket> {
+    let at = address(text)?;
+    let bound = || {
+        let socket = if at.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // Connections of a server that just ended are no reason to wait.
+        socket.set_reuseaddr(true)?;
+        socket.bind(at)?;
+        std::io::Result::Ok(socket)
+    };
+    bound().with_context(|| format!("cannot listen on {at} for {what}"))
+}
+
 /// What happened since the last push.
 enum Event {
     Folder(Box<Change>),
@@ -109,19 +126,16 @@ pub async fn run(
     };
     let (events_tx, events_rx) = mpsc::unbounded_channel();
 
-    // Listen first: a port that is taken is the commonest mistake, and nothing has been done yet.
-    let bind = async |text: &str, what: &str| {
-        let at = address(text)?;
-        tokio::net::TcpListener::bind(at).await.with_context(|| format!("cannot listen on {at} for {what}"))
-    };
-    let grpc = bind(&config.grpc_addr, "xDS (--grpcAddr)").await?;
+    // Bind first: a port that is taken is the commonest mistake, and nothing has been done yet. Connections are refused until
+    // there is somebody to answer, so that nobody takes a half-started server for one that hangs.
+    let grpc = bind(&config.grpc_addr, "xDS (--grpcAddr)")?;
     let secure = match &*config.secure.addr {
         "" => None,
-        text => Some(bind(text, "xDS over TLS (--secureGRPCAddr)").await?),
+        text => Some(bind(text, "xDS over TLS (--secureGRPCAddr)")?),
     };
-    let secure_address = secure.as_ref().map(tokio::net::TcpListener::local_addr).transpose()?;
-    let http = bind(&config.http_addr, "readiness and debug (--httpAddr)").await?;
-    let monitoring = bind(&config.monitoring_addr, "metrics (--monitoringAddr)").await?;
+    let secure_address = secure.as_ref().map(TcpSocket::local_addr).transpose()?;
+    let http = bind(&config.http_addr, "readiness and debug (--httpAddr)")?;
+    let monitoring = bind(&config.monitoring_addr, "metrics (--monitoringAddr)")?;
     let addresses = [grpc.local_addr()?, http.local_addr()?, monitoring.local_addr()?];
 
     let (source, first) = watch(&config, events_tx.clone())?;
@@ -234,6 +248,12 @@ pub async fn run(
     }
     poll(&committer, events_tx)?;
 
+    let [grpc, http, monitoring] = [grpc, http, monitoring].map(|socket| socket.listen(BACKLOG));
+    let (grpc, http, monitoring) = (grpc.context(LISTEN)?, http.context(LISTEN)?, monitoring.context(LISTEN)?);
+    let secure = match secure {
+        Some((socket, secure)) => Some((socket.listen(BACKLOG).context(LISTEN)?, secure)),
+        None => None,
+    };
     let running = Arc::new(running);
     let pages = [(http, false), (monitoring, true)]
         .map(|(listener, metrics)| tokio::spawn(crate::pages::serve(listener, running.clone(), metrics)));

@@ -103,12 +103,14 @@ impl Terminal {
             self.say(&format!("recomputed {} calls: {what}", ran.len()));
         }
         let PushReport { proxy, kind, changed, removed, n_resources, bytes, .. } = report;
-        let names = |names: &[String], sign: &str| -> Vec<String> {
-            let shown = names.iter().take(NAMED).map(|name| format!("{sign}{name}"));
-            let more = names.len().saturating_sub(NAMED);
-            shown.chain((more > 0).then(|| format!("and {more} more"))).collect()
+        // A few are named; many, as at the start, are a number.
+        let names = |names: &[String], sign: &str, what: &str| match names.len() {
+            0 => None,
+            1..=NAMED => Some(names.iter().map(|name| format!("{sign}{name}")).collect::<Vec<_>>().join(", ")),
+            more => Some(format!("{more} {what}")),
         };
-        let what = [names(changed, ""), names(removed, "-")].concat().join(", ");
+        let what = [names(changed, "", "new or changed"), names(removed, "-", "removed")];
+        let what = what.into_iter().flatten().collect::<Vec<_>>().join(", ");
         let what = if what.is_empty() { "nothing new".to_owned() } else { what };
         self.say(&format!("pushed {kind} to {}: {n_resources} resources, {bytes} bytes ({what})", proxy.id));
     }

@@ -62,7 +62,7 @@ fn served(stages: Vec<Arc<dyn Guest>>) -> (Arc<Engine>, Proxy) {
     let folder = trysail_discovery::load_folder(&example(), &trysail_discovery::Config::scenario()).unwrap();
     let is_frontend =
         |o: &&Arc<trysail_model::Object>| &*o.reference.kind == "Pod" && &*o.reference.name == "frontend-v1";
-    let proxy = trysail::explain::sidecar_of(folder.objects.iter().find(is_frontend).unwrap()).unwrap();
+    let proxy = trysail::explain::proxy_of(folder.objects.iter().find(is_frontend).unwrap()).unwrap();
     let snapshot = Arc::new(FactsSnapshot::new(render::inputs(&folder)));
     (pipeline::engine(&options(true), stages, snapshot), proxy)
 }
@@ -79,7 +79,7 @@ fn rendered(stages: &[Arc<dyn Guest>], short: &str) -> (String, String, String) 
                 {NAMESPACE: default, CLUSTER_ID: Kubernetes, LABELS: {app: frontend, version: v1}}\n";
     let proxies = out.path().join("proxies.yaml");
     fs::write(&proxies, node).unwrap();
-    render::scenario(&options(false), stages, &example(), Some(&proxies), out.path()).unwrap();
+    render::scenario(&options(false), stages, &example(), Some(&proxies), out.path(), false).unwrap();
     let read = |file: &str| fs::read_to_string(out.path().join("p").join(file)).unwrap_or_default();
     (read("gate.txt"), read("diagnostics.txt"), read(&format!("{short}.json")))
 }

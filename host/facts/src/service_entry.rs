@@ -22,7 +22,7 @@ use crate::labels::{self, Labels};
 use crate::mesh::selector_matches;
 use crate::protocol;
 use crate::services::{EXTERNAL, NO_ADDRESS, Service, creation, reference, traffic_distribution};
-use crate::workloads::{self, HEALTH_NOT_TOLD, Instance, UNIX};
+use crate::workloads::{self, Instance, UNIX};
 
 /// A ServiceEntry, read.
 #[derive(Clone, Debug, PartialEq)]
@@ -95,7 +95,7 @@ impl Entry {
             port_name: port.name.clone(),
             legacy_cluster_port_key: port.number.to_string(),
             tls_mode: "disabled".to_owned(),
-            health: HEALTH_NOT_TOLD,
+            health: facts::Health::Unknown.into(),
             cluster_id: base.settings.cluster_id.clone(),
             namespace: self.reference.namespace.to_string(),
             workload_name: self.reference.name.to_string(),

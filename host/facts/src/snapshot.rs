@@ -69,9 +69,19 @@ impl FactsSnapshot {
         self.state.objects.len()
     }
 
+    /// The pod whose labels and place a proxy has, for `explain`; none where they are those that it sent itself.
+    fn behind_proxy(&self, proxy: &Proxy) -> Arc<[ObjectRef]> {
+        self.view().pod_of_proxy(proxy).map(|pod| pod.reference.clone()).into_iter().collect()
+    }
+
     fn view(&self) -> View<'_> {
         View { base: &self.base, state: &self.state }
     }
+}
+
+/// Is the attribute of a proxy one that its pod may decide?
+fn is_from_workload(attribute: &str) -> bool {
+    ["labels", "locality"].contains(&attribute) || attribute.starts_with("label:")
 }
 
 impl Snapshot for FactsSnapshot {
@@ -91,6 +101,8 @@ impl Snapshot for FactsSnapshot {
                 let objects: Vec<ObjectRef> = self.view().behind_targets(proxy).into_iter().collect();
                 Answer { objects: objects.into(), ..answer }
             }
+            "proxy-labels-match" => Answer { objects: self.behind_proxy(proxy), ..answer },
+            "proxy" if is_from_workload(query.arg(0)) => Answer { objects: self.behind_proxy(proxy), ..answer },
             _ => answer,
         }
     }

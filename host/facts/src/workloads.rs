@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use trysail_model::{Object, ObjectRef};
 use trysail_proto::istio::networking::v1alpha3::WorkloadEntry;
-use trysail_proto::trysail::facts::v1::Endpoint;
+use trysail_proto::trysail::facts::v1::{Endpoint, Health};
 
 use crate::documents;
 use crate::inputs::Base;
@@ -14,9 +14,6 @@ use crate::labels;
 
 /// Prefix of addresses that are paths of sockets.
 pub const UNIX: &str = "unix://";
-
-/// Health of endpoints of which istiod tells none: those that no EndpointSlice and no pod stands behind.
-pub const HEALTH_NOT_TOLD: i32 = 4;
 
 /// A workload that services select or list.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,7 +70,7 @@ fn instance(entry: &WorkloadEntry, reference: &ObjectRef, workload: &str, base: 
         addresses: vec![address],
         labels: labels::augment(&entry.labels, cluster, &locality, "", &entry.network),
         locality: labels::locality(&locality),
-        health: HEALTH_NOT_TOLD,
+        health: Health::Unknown.into(),
         service_account: if has_account {
             base.mesh.identity(&namespace, &entry.service_account)
         } else {

@@ -87,7 +87,8 @@ impl Reached {
         endpoints.retain(|endpoint| {
             !endpoint.addresses.is_empty()
                 && endpoint.addresses.iter().all(|address| is_address(address))
-                && (service.publish_not_ready_addresses || endpoint.health() == Health::Healthy)
+                && (service.publish_not_ready_addresses
+                    || matches!(endpoint.health(), Health::Healthy | Health::Unknown))
         });
         let place = |of: fn(&Endpoint) -> &str, attribute: &str| match endpoints.iter().all(|e| of(e).is_empty()) {
             true => String::new(),

@@ -15,9 +15,6 @@ const TUNNEL_HTTP: &str = "http";
 const LABEL_MANAGED: &str = "gateway.istio.io/managed";
 const MANAGED_WAYPOINT: &str = "istio.io-mesh-controller";
 
-/// `facts.v1.Health` of workloads that nobody watches; counts as healthy.
-const UNKNOWN: i32 = 4;
-
 /// Where an endpoint is as istiod writes it, `region/zone/subzone`, which also orders localities.
 pub fn locality_label(locality: Option<&Locality>) -> String {
     match locality {
@@ -81,7 +78,7 @@ impl Rules {
     /// The same as far as anybody knows it: nobody watches workloads that are not pods.
     pub fn told(&self, endpoint: &Endpoint) -> Option<Health> {
         let health = self.health(endpoint);
-        (endpoint.health != UNKNOWN || health == Health::Draining).then_some(health)
+        (health != Health::Unknown).then_some(health)
     }
 
     fn healthy_enough(&self, endpoint: &Endpoint) -> bool {

@@ -9,12 +9,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use trysail_sdk::facts::{GatewayServer, MergedGateway, Strings, VirtualServiceSummaries, VirtualServiceSummary};
+use trysail_sdk::facts::{
+    GatewayRoutes, GatewayServer, MergedGateway, Strings, VirtualServiceSummaries, VirtualServiceSummary,
+};
 use trysail_sdk::proto::envoy::config::route::v3 as envoy;
 use trysail_sdk::proto::istio::networking::v1alpha3::VirtualService;
 use trysail_sdk::{CallRef, Ctx, Failure, Item, Message, Output, hosts};
 
-use crate::config::{MAX_DIRECT_RESPONSE_BODY, ProxyHeaders};
+use crate::config::{HOOK, MAX_DIRECT_RESPONSE_BODY, ProxyHeaders, VIRTUAL_HOSTS};
 use crate::destination;
 use crate::domains::with_port;
 use crate::virtual_service::Part;
@@ -33,29 +35,14 @@ pub fn route_configuration(ctx: &Ctx<'_>, route_name: &str) -> Result<Output, Fa
         output.item(Item::new(route_name, Message::of(&empty)));
         return Ok(output);
     };
-    let attempt_count = ProxyHeaders::ask(ctx)?.attempt_count;
-    let [collapses, sessions] =
-        ctx.flags(["PILOT_ENABLE_ROUTE_COLLAPSE_OPTIMIZATION", "PILOT_ENABLE_PERSISTENT_SESSION_FILTER"])?;
-    let mut plan =
-        Plan { ctx, http3: routes.advertises_http3, sessions, made: BTreeMap::new(), hosts: BTreeMap::new() };
-    for server in &routes.servers {
-        plan.server(server)?;
-    }
+    let hooked = ctx.hooked(HOOK);
     let mut message = Message::of(&envoy::RouteConfiguration { name: route_name.to_owned(), ..Default::default() });
-    let mut virtual_hosts: Vec<VirtualHost> =
-        if collapses { collapse(plan.hosts) } else { plan.hosts.into_values().collect() };
-    virtual_hosts.sort_by(|a, b| a.name.cmp(&b.name));
-    if virtual_hosts.is_empty() {
-        let port = routes.servers.first().map_or(0, |server| server.port);
-        let nowhere = envoy::VirtualHost {
-            name: with_port("blackhole", port),
-            domains: vec!["*".to_owned()],
-            ..Default::default()
+    for (name, host) in virtual_hosts(ctx, &routes)? {
+        message = if hooked {
+            message.hole(VIRTUAL_HOSTS, CallRef::new("routes", "gateway-host", [&name, route_name]).hooked(HOOK))
+        } else {
+            message.field(VIRTUAL_HOSTS, host)
         };
-        message = message.field(2, Message::of(&nowhere));
-    }
-    for host in virtual_hosts {
-        message = message.field(2, encode(host, attempt_count));
     }
     message = message.fields(&envoy::RouteConfiguration {
         validate_clusters: Some(false),
@@ -65,6 +52,37 @@ pub fn route_configuration(ctx: &Ctx<'_>, route_name: &str) -> Result<Output, Fa
     });
     output.item(Item::new(route_name, message));
     Ok(output)
+}
+
+/// `gateway-host` NAME ROUTE-NAME: a virtual host by itself, for plugins.
+pub fn virtual_host(ctx: &Ctx<'_>, name: &str, route_name: &str) -> Result<Output, Failure> {
+    let mut output = Output::empty();
+    let merged: MergedGateway = ctx.derived("scope", "merged-gateway", &[])?.unwrap_or_default();
+    if let Some(routes) = merged.routes.into_iter().find(|routes| routes.name == route_name) {
+        let found = virtual_hosts(ctx, &routes)?.into_iter().find(|(found, _)| found == name);
+        found.into_iter().for_each(|(name, host)| output.item(Item::new(name, host)));
+    }
+    Ok(output)
+}
+
+/// The virtual hosts of a route configuration with their names, sorted; one that leads nowhere if there is no other.
+fn virtual_hosts(ctx: &Ctx<'_>, routes: &GatewayRoutes) -> Result<Vec<(String, Message)>, Failure> {
+    let attempt_count = ProxyHeaders::ask(ctx)?.attempt_count;
+    let [collapses, sessions] =
+        ctx.flags(["PILOT_ENABLE_ROUTE_COLLAPSE_OPTIMIZATION", "PILOT_ENABLE_PERSISTENT_SESSION_FILTER"])?;
+    let mut plan =
+        Plan { ctx, http3: routes.advertises_http3, sessions, made: BTreeMap::new(), hosts: BTreeMap::new() };
+    for server in &routes.servers {
+        plan.server(server)?;
+    }
+    let mut hosts: Vec<VirtualHost> = if collapses { collapse(plan.hosts) } else { plan.hosts.into_values().collect() };
+    hosts.sort_by(|a, b| a.name.cmp(&b.name));
+    if hosts.is_empty() {
+        let name = with_port("blackhole", routes.servers.first().map_or(0, |server| server.port));
+        let nowhere = envoy::VirtualHost { name: name.clone(), domains: vec!["*".to_owned()], ..Default::default() };
+        return Ok(vec![(name, Message::of(&nowhere))]);
+    }
+    Ok(hosts.into_iter().map(|host| (host.name.clone(), encode(host, attempt_count))).collect())
 }
 
 /// Routes of one VirtualService at one gateway: the arguments of a call but for the part.
@@ -250,8 +268,7 @@ fn encode(host: VirtualHost, attempt_count: bool) -> Message {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Fake, outline};
-    use trysail_sdk::facts::GatewayRoutes;
+    use crate::testing::{Fake, outline, whole};
 
     fn server(hosts: &[&str], redirect: bool) -> GatewayServer {
         GatewayServer {
@@ -269,7 +286,7 @@ mod tests {
         VirtualServiceSummary { namespace: "shop".into(), name: name.into(), hosts, ..Default::default() }
     }
 
-    fn planned(servers: Vec<GatewayServer>, bound: &[VirtualServiceSummary]) -> Vec<String> {
+    fn gateway(servers: Vec<GatewayServer>, bound: &[VirtualServiceSummary]) -> Fake {
         let routes = vec![GatewayRoutes { name: "http.80".into(), servers, ..Default::default() }];
         let bound_to_gateway = VirtualServiceSummaries { virtual_services: bound.to_vec() };
         let flags = ["PILOT_ENABLE_ROUTE_COLLAPSE_OPTIMIZATION", "PILOT_ENABLE_PERSISTENT_SESSION_FILTER"];
@@ -281,7 +298,25 @@ mod tests {
             let key = format!("shop/{}", rule.name);
             fake = fake.text("derived-exists", &["routes", "gateway-routes", &key, "80", "ns/gw", "", "all"], "");
         }
+        fake
+    }
+
+    fn planned(servers: Vec<GatewayServer>, bound: &[VirtualServiceSummary]) -> Vec<String> {
+        let fake = gateway(servers, bound);
         outline(&route_configuration(&Ctx::new(&fake), "http.80").expect("a configuration")).hosts
+    }
+
+    #[test]
+    fn plugins_see_the_virtual_hosts_with_the_same_bytes() {
+        let rules = [rule("a", &["a.test", "b.test"]), rule("b", &["b.test"])];
+        let made =
+            |fake: Fake| whole(&fake, &route_configuration(&Ctx::new(&fake), "http.80").expect("a configuration"));
+        let servers = || vec![server(&["*"], false)];
+        let (plain, none) = made(gateway(servers(), &rules));
+        let hooked = gateway(servers(), &rules).text("hooked", &[HOOK], "").text("proxy", &["type"], "router");
+        let (hooked, n_hooked) = made(hooked);
+        assert_eq!((none, n_hooked), (0, 2));
+        assert_eq!(hooked, plain);
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //!   ├─ service-default [key, port]   the one route of a service that has no VirtualService; hook `routes`
 //!   └─ session [key]                 a service's sticky sessions, spliced into its virtual hosts
 //! config [gateway's route name]      plan: the same at a gateway
+//!   ├─ gateway-host [name, route name]  only where a plugin stands at hook `virtual-host`, as above
 //!   └─ gateway-routes [key, port, gateway, flags, part]  routes of one VirtualService there; hook `routes`
 //! inbound [key, port, service port]  inline RouteConfiguration of an inbound chain
 //!   └─ inbound-host [name, ...]      its virtual host, as above
@@ -68,16 +69,15 @@ pub fn translate(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Outpu
         ("service-default", [key, port, host]) => service_default::route(ctx, key, number(port)?, Some(host)),
         ("session", [key]) => session::virtual_host_fields(ctx, key),
         ("virtual-host", args) => config::virtual_host(args),
+        ("gateway-host", [name, route_name]) => gateway::virtual_host(ctx, name, route_name),
         ("catch-all", [_name]) => config::catch_all(ctx),
         ("inbound", args) => inbound::route_configuration(ctx, args),
         ("inbound-host", [_name, args @ ..]) => inbound::virtual_host(ctx, args),
         (
-            "config" | "virtual-service" | "gateway-routes" | "service-default" | "session" | "catch-all"
-            | "inbound-host",
+            "config" | "virtual-service" | "gateway-routes" | "service-default" | "session" | "gateway-host"
+            | "catch-all" | "inbound-host",
             _,
-        ) => {
-            Err(Failure::BadArguments(format!("{function}({})", args.join(", "))))
-        }
+        ) => Err(Failure::BadArguments(format!("{function}({})", args.join(", ")))),
         _ => Err(Failure::UnknownFunction(function.to_owned())),
     }
 }

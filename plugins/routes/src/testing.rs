@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use trysail_sdk::prost::Message;
+use trysail_sdk::prost::Message as _;
 use trysail_sdk::proto::envoy::config::route::v3::{RouteConfiguration, VirtualHost};
 use trysail_sdk::proto::istio::networking::v1alpha3::{StringMatch, string_match::MatchType};
-use trysail_sdk::{Ctx, Entry, Host, Level, Output, Part};
+use trysail_sdk::{Ctx, Entry, Host, Level, Message, Output, Part, prost};
+
+use crate::config::HOOK;
 
 /// Answers by query and arguments; all else is none.
 #[derive(Default)]
@@ -15,7 +17,7 @@ pub struct Fake {
 
 impl Fake {
     /// Adds an answer that is a message.
-    pub fn answer(self, query: &str, args: &[&str], message: &impl Message) -> Self {
+    pub fn answer(self, query: &str, args: &[&str], message: &impl prost::Message) -> Self {
         self.bytes(query, args, &message.encode_to_vec())
     }
 
@@ -47,7 +49,7 @@ impl Host for Fake {
 }
 
 /// The items of an output without holes, decoded.
-pub fn decode_items<M: Message + Default>(output: &Output) -> Vec<M> {
+pub fn decode_items<M: prost::Message + Default>(output: &Output) -> Vec<M> {
     let decode = |entry: &Entry| {
         let Entry::Item(item) = entry else { panic!("an inclusion") };
         let bytes: Vec<u8> = item
@@ -62,6 +64,33 @@ pub fn decode_items<M: Message + Default>(output: &Output) -> Vec<M> {
         M::decode(bytes.as_slice()).expect("a message")
     };
     output.entries.iter().map(decode).collect()
+}
+
+/// The parts of the one item, with what makes virtual hosts for plugins put in place, and how many of these there were.
+pub fn whole(fake: &Fake, output: &Output) -> (Vec<Part>, usize) {
+    let [Entry::Item(item)] = &output.entries[..] else { panic!("one item") };
+    let (mut message, mut n_hooked) = (Message::default(), 0);
+    for part in &item.message.parts {
+        message = match part {
+            Part::Call(call) if call.hook == HOOK => {
+                n_hooked += 1;
+                let args: Vec<&str> = call.args.iter().map(String::as_str).collect();
+                let made = fake.run(&call.function, &args);
+                let [Entry::Item(item)] = &made.entries[..] else { panic!("one virtual host") };
+                assert_eq!(item.key, call.args[0], "the name comes first");
+                message.field(call.field, item.message.clone())
+            }
+            other => Message { parts: [message.parts, vec![other.clone()]].concat() },
+        };
+    }
+    let mut joined: Vec<Part> = Vec::new();
+    for part in message.parts {
+        match (joined.last_mut(), part) {
+            (Some(Part::Bytes(last)), Part::Bytes(more)) => last.extend(more),
+            (_, part) => joined.push(part),
+        }
+    }
+    (joined, n_hooked)
 }
 
 /// A RouteConfiguration with holes, made readable.
