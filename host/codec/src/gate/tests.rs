@@ -230,6 +230,9 @@ fn what_may_be_there_once_only() {
     let listener = |ports: [u32; 2]| json!({"name": "l", "filter_chains": ports.map(chain)});
     assert_eq!(violations(LISTENER, listener([1, 2])), [""; 0]);
     assert_eq!(violations(LISTENER, listener([1, 1])), ["filter_chains[1] unique"]);
+    let mut by_name = listener([1, 1]);
+    by_name["filter_chain_matcher"] = json!({"matcher_list": {"matchers": []}});
+    assert!(!violations(LISTENER, by_name).iter().any(|v| v.ends_with("unique")), "a matcher chooses by name");
     assert_eq!(
         inspected(HOST, json!({"name": "a", "domains": ["X.test", "x.test:80"]})).claims,
         ["name:a", "domain:x.test", "domain:x.test:80"]

@@ -18,7 +18,8 @@ pub(super) fn judge(message: &DynamicMessage, full_name: &str, place: &Place<'_>
                 |host: &DynamicMessage| claims(host).into_iter().map(|c| (c.clone().into_bytes(), c)).collect();
             once(message, "virtual_hosts", of_host, place, violations);
         }
-        "envoy.config.listener.v3.Listener" => {
+        // A matcher chooses chains by their names, and what they match themselves says nothing.
+        "envoy.config.listener.v3.Listener" if !message.has_field_by_name("filter_chain_matcher") => {
             let of_chain = |chain: &DynamicMessage| {
                 let found = chain.get_field_by_name("filter_chain_match");
                 let encoded = found.as_deref().and_then(Value::as_message).map(Message::encode_to_vec);
