@@ -88,7 +88,9 @@ impl Live {
             self.call(*inner);
         }
         let mut asked = FxHashSet::default();
-        let mut note = |id: QueryId| drop(asked.insert(id));
+        let mut note = |id: QueryId| {
+            asked.insert(id);
+        };
         memo.traces.read().for_each_query(&mut note);
         memo.nodes.read().for_each_query(&mut note);
         memo.faults.read().for_each_query(&mut note);

@@ -171,7 +171,6 @@ fn names_of_what_is_long_gone_go() {
     let mut now = world();
     let engine = engine(&now);
     let p = proxy("p", "x", "1");
-    let mut known = 0;
     for i in 0..200 {
         let (name, text) = (format!("n{i}"), format!("{i}"));
         let next =
@@ -181,7 +180,7 @@ fn names_of_what_is_long_gone_go() {
         if i % 50 == 49 {
             let dropped = engine.collect(0);
             assert!(dropped.calls >= 49 && dropped.queries >= 49, "{dropped:?}");
-            known = engine.live_queries().len();
+            let known = engine.live_queries().len();
             assert!(known < 10, "{known} queries for three names");
         }
     }
