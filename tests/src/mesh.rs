@@ -78,9 +78,8 @@ impl Mesh {
     /// # Errors
     /// When a part does not come up; with its log.
     pub async fn start(config: Config) -> Result<Mesh> {
-        let Config {
-            folder, outside, interception, variant, secure, mut environment, names, tls, plugins, say, echo
-        } = config;
+        let Config { folder, outside, interception, variant, secure, mut environment, names, tls, plugins, say, echo } =
+            config;
         let envoy = envoy::find(say)?;
         let binary = control_plane::binary(say)?;
         let network = Network::new(interception)?;

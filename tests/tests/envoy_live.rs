@@ -85,7 +85,13 @@ async fn live(scenario: &Path, variant: Variant) -> Result<Vec<String>> {
     let netns = Netns::new(&netns::unique_prefix(), "live")?;
     let binary = control_plane::binary(quiet)?;
     let environment: Vec<(String, String)> = stock::variables(scenario).into_iter().collect();
-    let config = control_plane::Config { binary: &binary, folder: &folder, environment: &environment, echo: None };
+    let config = control_plane::Config {
+        binary: &binary,
+        folder: &folder,
+        environment: &environment,
+        plugins: None,
+        echo: None,
+    };
     let control_plane = ControlPlane::start(&netns, &config).await?;
 
     let socket = files.path().join("sds.sock");

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect, helpers included")]
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
@@ -109,6 +110,8 @@ async fn a_plugin_comes_changes_and_goes_under_traffic() {
         variant: Variant::Delta,
         secure: false,
         environment: Vec::new(),
+        names: BTreeMap::new(),
+        tls: None,
         plugins: Some(plugins.path().to_owned()),
         say: quiet,
         echo: None,

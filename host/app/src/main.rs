@@ -243,7 +243,14 @@ fn render_one(
     Ok(())
 }
 
-fn render_all(options: &Options, root: &Path, only: &str, out: &Path, show_secrets: bool, output: Option<Format>) -> Result<()> {
+fn render_all(
+    options: &Options,
+    root: &Path,
+    only: &str,
+    out: &Path,
+    show_secrets: bool,
+    output: Option<Format>,
+) -> Result<()> {
     let stages = pipeline::stages(options)?;
     let mut scenarios = render::scenarios(root)?;
     scenarios.retain(|folder| folder.display().to_string().contains(only));

@@ -62,6 +62,7 @@ impl Traffic {
             names: setting.names,
             tls: setting.tls,
             say: quiet,
+            plugins: None,
             echo: None,
         };
         let mesh = Mesh::start(config).await.expect("the mesh comes up");
