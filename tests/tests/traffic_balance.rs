@@ -223,8 +223,16 @@ async fn spreads(t: &mut Traffic) {
     let failing = [(STATUS, "500"), (ONLY, "sick-2")];
     let seen = pods(t, 6, "sick", &failing).await;
     t.equal("the sick one answers at first", seen.get("sick-2").copied(), Some(2));
-    let seen = pods(t, 20, "sick", &[]).await;
-    t.equal("then it is ejected", seen.keys().map(String::as_str).collect::<Vec<_>>(), vec!["sick-1", "sick-3"]);
+    let wanted = vec!["sick-1", "sick-3"];
+    let mut seen = pods(t, 20, "sick", &[]).await;
+    for _ in 0..50 {
+        if seen.keys().eq(&wanted) {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        seen = pods(t, 20, "sick", &[]).await;
+    }
+    t.equal("then it is ejected", seen.keys().map(String::as_str).collect::<Vec<_>>(), wanted);
     let stats = t.mesh.pod("client").stats("outlier_detection.ejections_active").await.unwrap();
     let stats: BTreeMap<_, _> = stats.into_iter().filter(|(name, _)| name.contains("sick.shop")).collect();
     t.equal("ejections", stats.values().copied().collect::<Vec<_>>(), vec![1]);
@@ -255,8 +263,16 @@ async fn localities(t: &mut Traffic) {
     let seen = pods(t, 6, "alike", &[]).await;
     t.equal("endpoints with the caller's label first", seen, BTreeMap::from([("alike-2".to_owned(), 6)]));
     pods(t, 1, "alike", &[(STATUS, "500")]).await;
-    let seen = pods(t, 20, "alike", &[]).await;
-    t.equal("then the others", seen.keys().map(String::as_str).collect::<Vec<_>>(), vec!["alike-1", "alike-3"]);
+    let wanted = vec!["alike-1", "alike-3"];
+    let mut seen = pods(t, 20, "alike", &[]).await;
+    for _ in 0..50 {
+        if seen.keys().eq(&wanted) {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        seen = pods(t, 20, "alike", &[]).await;
+    }
+    t.equal("then the others", seen.keys().map(String::as_str).collect::<Vec<_>>(), wanted);
 
     let seen = pods(t, 6, "close", &[]).await;
     t.equal("traffic distribution PreferClose", seen, BTreeMap::from([("close-1".to_owned(), 6)]));
