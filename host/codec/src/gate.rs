@@ -140,7 +140,7 @@ fn judge(message: &DynamicMessage, place: &Place<'_>, depth: usize, found: &mut 
             }
         }
     }
-    clusters::judge(message, place, violations);
+    clusters::judge(message, place, &mut found.violations);
     for (field, value) in message.fields() {
         if plan.is_some_and(|plan| plan.skipped_fields.contains(&field.number())) {
             continue;
