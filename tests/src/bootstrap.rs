@@ -44,13 +44,14 @@ pub struct Config<'a> {
 /// The node as Istio's agent sends it.
 pub fn node(pod: &PodSpec, interception: Interception) -> Value {
     let PodSpec { name, namespace, service_account, ip, labels, .. } = pod;
+    let kind = if pod.gateway { "router" } else { "sidecar" };
     let app = labels.get("app").map_or(name.as_str(), String::as_str);
     let mode = match interception {
         Interception::Redirect => "REDIRECT",
         Interception::None => "NONE",
     };
     json!({
-        "id": format!("sidecar~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local"),
+        "id": format!("{kind}~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local"),
         "cluster": format!("{app}.{namespace}"),
         "metadata": {
             "NAME": name,
@@ -78,8 +79,8 @@ pub fn bootstrap(config: &Config<'_>) -> Value {
     let xds_at =
         json!({"socket_address": {"address": control_plane.ip().to_string(), "port_value": control_plane.port()}});
     let listeners = match interception {
-        Interception::Redirect => json!([]),
-        Interception::None => json!([inbound(pod)]),
+        Interception::None if !pod.gateway => json!([inbound(pod)]),
+        _ => json!([]),
     };
     let mut clusters =
         vec![grpc_cluster("sds-grpc", &json!({"pipe": {"path": sds}})), grpc_cluster("xds-grpc", &xds_at)];

@@ -53,6 +53,8 @@ pub struct PodSpec {
     pub ports: Vec<WorkloadPort>,
     /// Whether a sidecar stands in it.
     pub sidecar: bool,
+    /// Whether it is a gateway: a proxy that nothing is redirected to, and no workload.
+    pub gateway: bool,
 }
 
 impl PodSpec {
@@ -71,6 +73,7 @@ impl PodSpec {
             labels: BTreeMap::from([("app".into(), name.into())]),
             ports: vec![WorkloadPort { number: 8080, speaks: Speaks::Http }],
             sidecar: true,
+            gateway: false,
         }
     }
 }
@@ -156,6 +159,7 @@ fn pod(object: &Value) -> Option<PodSpec> {
         service_account: text(object, "/spec/serviceAccountName").unwrap_or("default").to_owned(),
         ip: text(object, "/status/podIP")?.parse().ok()?,
         sidecar: labels.get(INJECT).is_none_or(|value| value != "false"),
+        gateway: text(object, "/metadata/annotations/inject.istio.io~1templates") == Some("gateway"),
         labels,
         ports,
     })

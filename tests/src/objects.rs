@@ -24,6 +24,8 @@ pub struct AppPod<'a> {
     pub labels: &'a str,
     /// Whether a sidecar stands in it.
     pub sidecar: bool,
+    /// Whether it is a gateway.
+    pub gateway: bool,
 }
 
 /// An app: its service and pods. Prints as YAML documents.
@@ -43,12 +45,17 @@ pub struct App<'a> {
 
 /// A pod with a sidecar.
 pub const fn pod<'a>(name: &'a str, ip: &'a str, labels: &'a str) -> AppPod<'a> {
-    AppPod { name, ip, labels, sidecar: true }
+    AppPod { name, ip, labels, sidecar: true, gateway: false }
+}
+
+/// A gateway.
+pub const fn gateway_pod<'a>(name: &'a str, ip: &'a str, labels: &'a str) -> AppPod<'a> {
+    AppPod { name, ip, labels, sidecar: false, gateway: true }
 }
 
 /// A pod without a sidecar.
 pub const fn bare_pod<'a>(name: &'a str, ip: &'a str, labels: &'a str) -> AppPod<'a> {
-    AppPod { name, ip, labels, sidecar: false }
+    AppPod { name, ip, labels, sidecar: false, gateway: false }
 }
 
 /// A port.
@@ -86,11 +93,14 @@ impl Display for App<'_> {
 impl App<'_> {
     fn pod(&self, f: &mut Formatter<'_>, pod: &AppPod<'_>) -> fmt::Result {
         let App { name: app, namespace, ports, .. } = *self;
-        let AppPod { name, ip, labels, sidecar } = *pod;
+        let AppPod { name, ip, labels, sidecar, gateway } = *pod;
         let injected = if sidecar { "security.istio.io/tlsMode: istio" } else { "sidecar.istio.io/inject: \"false\"" };
         let comma = if labels.is_empty() { "" } else { ", " };
         writeln!(f, "---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}")?;
         writeln!(f, "  labels: {{app: {app}, {injected}{comma}{labels}}}")?;
+        if gateway {
+            writeln!(f, "  annotations: {{inject.istio.io/templates: gateway}}")?;
+        }
         writeln!(f, "spec:\n  serviceAccountName: {app}\n  containers:")?;
         writeln!(f, "  - name: app\n    image: example.org/app:1\n    ports:")?;
         for ServicePort { name, target, .. } in ports {

@@ -140,11 +140,11 @@ impl Pod {
         // Without redirection the pod's address belongs to the sidecar; see `bootstrap`.
         let hidden = pod.spec.sidecar && interception == Interception::None;
         let ip = if hidden { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
-        for port in &pod.spec.ports {
+        for port in pod.spec.ports.iter().filter(|_| !pod.spec.gateway) {
             let listener = pod.netns.listen(ip, port.number)?;
             pod.tasks.0.push(pod.workload.serve(listener, port.speaks));
         }
-        if pod.spec.sidecar {
+        if pod.spec.sidecar || pod.spec.gateway {
             pod.start_sidecar(around, &folder)?;
         }
         Ok(pod)

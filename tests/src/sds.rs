@@ -115,6 +115,9 @@ pub fn serve(socket: &Path, identity: Identity) -> Result<JoinHandle<()>> {
     }))
 }
 
+/// How often files are looked at.
+const LOOKS: std::time::Duration = std::time::Duration::from_millis(50);
+
 struct Secrets {
     identity: Arc<Identity>,
 }
@@ -173,22 +176,30 @@ impl SecretDiscoveryService for Secrets {
         let identity = self.identity.clone();
         let (answers, stream) = tokio::sync::mpsc::channel(1);
         tokio::spawn(async move {
-            // Nothing ever changes, so only new names are answered; the rest are acknowledgements.
-            let mut answered = Vec::new();
-            while let Some(Ok(request)) = requests.next().await {
-                if request.resource_names == answered {
+            let mut names = Vec::new();
+            let mut type_url = String::new();
+            let mut sent = (Vec::new(), Vec::new());
+            let mut version = 0;
+            loop {
+                // Requests for the same names are acknowledgements. Of all secrets only files change, now and then.
+                match tokio::time::timeout(LOOKS, requests.next()).await {
+                    Ok(Some(Ok(request))) => (names, type_url) = (request.resource_names, request.type_url),
+                    Ok(_) => return,
+                    Err(_) => {}
+                }
+                let found = names.iter().filter_map(|name| secret(&identity, name));
+                let resources: Vec<_> = found.map(|secret| pack(&secret)).collect();
+                let now = (names.clone(), resources);
+                if names.is_empty() || now == sent {
                     continue;
                 }
-                answered = request.resource_names;
+                sent = now;
+                version += 1;
                 let answer = DiscoveryResponse {
-                    version_info: "1".into(),
-                    nonce: answered.join(","),
-                    type_url: request.type_url,
-                    resources: answered
-                        .iter()
-                        .filter_map(|name| secret(&identity, name))
-                        .map(|secret| pack(&secret))
-                        .collect(),
+                    version_info: version.to_string(),
+                    nonce: version.to_string(),
+                    type_url: type_url.clone(),
+                    resources: sent.1.clone(),
                     ..Default::default()
                 };
                 if answers.send(Ok(answer)).await.is_err() {

@@ -2,6 +2,7 @@
 //!
 //! Certificates are made at start-up and prove nothing outside of a test.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -24,6 +25,8 @@ pub struct Outside {
     server: Arc<ServerConfig>,
     mutual: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
+    known_client: Arc<ClientConfig>,
+    issuer: Arc<Issuer<'static, KeyPair>>,
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -69,12 +72,18 @@ impl Outside {
         let server = || ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
         let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider()).build();
         let verifier = verifier.context("cannot verify clients")?;
-        let client = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+        let client = || ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+        let shown = CertificateDer::pem_slice_iter(client_pem.as_bytes()).collect::<Result<_, _>>();
+        let shown_key = PrivateKeyDer::from_pem_slice(client_key.as_bytes()).context("no key")?;
+        let known_client = client()?.with_root_certificates(roots.clone());
+        let known_client = known_client.with_client_auth_cert(shown.context("no certificate")?, shown_key)?;
         Ok(Outside {
             folder: folder.to_owned(),
             server: Arc::new(server()?.with_no_client_auth().with_single_cert(chain()?, key()?)?),
             mutual: Arc::new(server()?.with_client_cert_verifier(verifier).with_single_cert(chain()?, key()?)?),
-            client: Arc::new(client?.with_root_certificates(roots).with_no_client_auth()),
+            client: Arc::new(client()?.with_root_certificates(roots).with_no_client_auth()),
+            known_client: Arc::new(known_client),
+            issuer: Arc::new(issuer),
         })
     }
 
@@ -86,6 +95,34 @@ impl Outside {
     /// Servers that ask clients for a certificate, or that do not.
     pub fn server(&self, mutual: bool) -> Arc<ServerConfig> {
         if mutual { self.mutual.clone() } else { self.server.clone() }
+    }
+
+    /// Issues a certificate of these names as `STEM.pem`, with the key `STEM-key.pem`, which stays when there is one: so both
+    /// files always fit. Returns the certificate.
+    ///
+    /// # Errors
+    /// When a name is no DNS name, or the folder is not writable.
+    pub fn issue(&self, stem: &str, names: &[&str]) -> Result<Vec<u8>> {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names).context("a name is no DNS name")?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let key_file = self.folder.join(format!("{stem}-key.pem"));
+        let key = match fs::read_to_string(&key_file) {
+            Ok(text) => KeyPair::from_pem(&text).context("the key is broken")?,
+            Err(_) => KeyPair::generate().context("cannot make a key")?,
+        };
+        let certificate = params.signed_by(&key, &self.issuer).context("cannot sign a certificate")?;
+        write_readable(&key_file, &key.serialize_pem())?;
+        let unfinished = self.folder.join(format!(".{stem}.tmp"));
+        write_readable(&unfinished, &certificate.pem())?;
+        fs::rename(&unfinished, self.folder.join(format!("{stem}.pem")))
+            .context("cannot put a certificate in place")?;
+        Ok(certificate.der().to_vec())
+    }
+
+    /// Clients that trust the authority and show a certificate of it.
+    pub fn client_with_certificate(&self) -> Arc<ClientConfig> {
+        self.known_client.clone()
     }
 
     /// Clients that trust the authority and show nothing.

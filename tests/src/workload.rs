@@ -10,9 +10,11 @@ use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
@@ -182,11 +184,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// # Errors
 /// When there is no answer.
 pub async fn call(from: &Netns, call: Call<'_>) -> Result<Reply> {
-    let (to, host) = (call.to, call.host);
-    let exchange = async {
-        let stream = connect(from, to).await?;
-        request(stream, &call).await
-    };
+    let host = call.host;
+    let exchange = async { Session::open(from, call.to, None).await?.send(&call).await };
     let reply = tokio::time::timeout(PATIENCE, exchange).await;
     reply.with_context(|| format!("{host}: no answer in {PATIENCE:?}"))?
 }
@@ -196,12 +195,15 @@ pub async fn call(from: &Netns, call: Call<'_>) -> Result<Reply> {
 /// # Errors
 /// When there is no answer, or the server does not prove its name.
 pub async fn call_tls(from: &Netns, call: Call<'_>, name: &str, outside: &Outside) -> Result<Reply> {
-    let exchange = async {
-        let stream = connect(from, call.to).await?;
-        let name = ServerName::try_from(name.to_owned()).context("no server name")?;
-        let stream = TlsConnector::from(outside.client()).connect(name, stream).await.context("no TLS")?;
-        request(stream, &call).await
-    };
+    call_tls_as(from, call, name, outside.client()).await
+}
+
+/// The same as a client of one's own.
+///
+/// # Errors
+/// When there is no answer, or the server does not prove its name.
+pub async fn call_tls_as(from: &Netns, call: Call<'_>, name: &str, client: Arc<ClientConfig>) -> Result<Reply> {
+    let exchange = async { Session::open(from, call.to, Some((name, client))).await?.send(&call).await };
     let reply = tokio::time::timeout(PATIENCE, exchange).await;
     reply.with_context(|| format!("{}: no answer in {PATIENCE:?}", call.host))?
 }
@@ -212,11 +214,63 @@ async fn connect(from: &Netns, to: SocketAddr) -> Result<TcpStream> {
     socket.connect(to).await.with_context(|| format!("cannot connect to {to}"))
 }
 
-async fn request(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, call: &Call<'_>) -> Result<Reply> {
+/// A connection that takes one request after the other.
+pub struct Session {
+    sender: SendRequest<Full<Bytes>>,
+    connection: JoinHandle<()>,
+    certificate: Option<Vec<u8>>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+impl Session {
+    /// Opens a connection from a network namespace, with TLS to a server of this name if there is a client for that.
+    ///
+    /// # Errors
+    /// When there is no connection, or the server does not prove its name.
+    pub async fn open(from: &Netns, to: SocketAddr, tls: Option<(&str, Arc<ClientConfig>)>) -> Result<Session> {
+        let stream = connect(from, to).await?;
+        let Some((name, client)) = tls else { return Session::over(stream, None).await };
+        let name = ServerName::try_from(name.to_owned()).context("no server name")?;
+        let stream = TlsConnector::from(client).connect(name, stream).await.context("no TLS")?;
+        let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let shown = shown.map(|certificate| certificate.to_vec());
+        Session::over(stream, shown).await
+    }
+
+    async fn over(
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        certificate: Option<Vec<u8>>,
+    ) -> Result<Session> {
+        let opened = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+        let (sender, connection) = opened.context("no HTTP")?;
+        let connection = tokio::spawn(async move {
+            let _ = connection.await;
+        });
+        Ok(Session { sender, connection, certificate })
+    }
+
+    /// The certificate that the server showed.
+    pub fn certificate(&self) -> Option<&[u8]> {
+        self.certificate.as_deref()
+    }
+
+    /// Makes a call; where it says it goes does not matter any more.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn send(&mut self, call: &Call<'_>) -> Result<Reply> {
+        self.sender.ready().await.context("the connection is closed")?;
+        request(&mut self.sender, call).await
+    }
+}
+
+async fn request(sender: &mut SendRequest<Full<Bytes>>, call: &Call<'_>) -> Result<Reply> {
     let Call { to, host, method, path, headers } = *call;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.context("no HTTP")?;
-    let connection = tokio::spawn(connection);
     let mut request = Request::builder().method(method).uri(path).header("host", host);
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -225,7 +279,6 @@ async fn request(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, c
     let response = sender.send_request(request).await.with_context(|| format!("no answer from {to}"));
     let (parts, body) = response?.into_parts();
     let body = body.collect().await.context("the answer broke off")?.to_bytes();
-    connection.abort();
     let body = String::from_utf8_lossy(&body).into_owned();
     let headers = parts.headers.iter();
     let headers =

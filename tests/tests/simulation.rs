@@ -15,7 +15,7 @@ use trysail_tests::simulation::{Sent, Stated};
 mod render;
 
 /// What the translation can do so far. Scenarios that need more are reported and may fail.
-const AREAS: [&str; 6] = ["core", "service-entry", "sidecar-scope", "networks", "flags", "proxy-config"];
+const AREAS: [&str; 7] = ["core", "service-entry", "sidecar-scope", "networks", "flags", "proxy-config", "gateways"];
 
 fn stated(root: &Path) -> Vec<PathBuf> {
     corpus::scenarios(root).unwrap().into_iter().filter(|path| root.join(path).join("calls.yaml").is_file()).collect()

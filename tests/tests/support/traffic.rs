@@ -34,7 +34,7 @@ pub struct Traffic {
     pub mesh: Mesh,
     n_checks: usize,
     wrong: Vec<String>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Traffic {
@@ -69,7 +69,7 @@ impl Traffic {
         let refused: Vec<String> =
             mesh.control_plane().lines().into_iter().filter(|line| line.contains("refused:")).collect();
         assert!(refused.is_empty(), "{}", refused.join("\n"));
-        Some(Traffic { mesh, n_checks: 0, wrong: Vec::new(), _folder: folder })
+        Some(Traffic { mesh, n_checks: 0, wrong: Vec::new(), folder })
     }
 
     /// A GET from a pod.
@@ -121,6 +121,17 @@ impl Traffic {
         seen
     }
 
+    /// Edits the one document that holds `whose`, as an editor would: a new file takes the old one's place.
+    pub fn edit(&self, whose: &str, old: &str, new: &str) {
+        let files = std::fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().path());
+        let mut holding = files.filter_map(|file| Some((std::fs::read_to_string(&file).ok()?, file)));
+        let (text, file) = holding.find(|(text, _)| text.contains(whose)).expect("the document is there");
+        assert!(text.contains(old), "{whose} does not hold {old:?}");
+        let unfinished = self.folder.path().join(".edit.tmp");
+        std::fs::write(&unfinished, text.replace(old, new)).unwrap();
+        std::fs::rename(unfinished, file).unwrap();
+    }
+
     /// A named assertion; the rest goes on, so that one run tells all.
     pub fn check(&mut self, name: &str, holds: bool, found: &dyn std::fmt::Debug) {
         self.n_checks += 1;
@@ -139,7 +150,7 @@ impl Traffic {
 
     /// Ends the suite: every check held, and Envoy accepted all that it was sent.
     pub async fn finish(self, at_least: usize) {
-        let Traffic { mesh, n_checks, mut wrong, _folder } = self;
+        let Traffic { mesh, n_checks, mut wrong, folder: _folder } = self;
         let rejections = mesh.rejections().await.unwrap();
         wrong.extend(rejections.into_iter().map(|rejection| format!("rejected: {rejection}")));
         assert!(wrong.is_empty(), "{}\ncontrol plane:\n{}", wrong.join("\n"), mesh.control_plane().lines().join("\n"));
