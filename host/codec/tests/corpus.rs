@@ -133,6 +133,7 @@ const KNOWN_BREACHES: &[(&str, &str)] = &[
     ("string.min_len", "stat_prefix"),
     ("string.min_len", "verify_certificate_hash[0]"),
     ("string.min_len", "verify_certificate_spki[0]"),
+    ("unique", "filter_chains[1]"),
 ];
 
 #[test]
