@@ -134,11 +134,13 @@ const KNOWN_BREACHES: &[(&str, &str)] = &[
     ("string.min_len", "verify_certificate_hash[0]"),
     ("string.min_len", "verify_certificate_spki[0]"),
     ("unique", "filter_chains[1]"),
+    ("unique", "virtual_hosts[1]"),
 ];
 
 #[test]
 fn gate_passes_what_istiod_sends() {
     let mut breaches: BTreeMap<(&str, String), usize> = BTreeMap::new();
+    let mut alarms = Vec::new();
     let mut rejected = 0;
     let total = for_each(|resource| {
         let Err(violations) = gate::validate(resource.type_name, &bytes_of(&resource)) else {
@@ -147,13 +149,12 @@ fn gate_passes_what_istiod_sends() {
         rejected += 1;
         for violation in violations {
             let last_step = violation.path.rsplit('.').next().unwrap_or_default().to_owned();
-            assert!(
-                KNOWN_BREACHES.contains(&(violation.rule, last_step.as_str())),
-                "{}: {violation}",
-                resource.path.display()
-            );
+            if !KNOWN_BREACHES.contains(&(violation.rule, last_step.as_str())) {
+                alarms.push(format!("{}: {violation}", resource.path.display()));
+            }
             *breaches.entry((violation.rule, last_step)).or_default() += 1;
         }
     });
     println!("judged: {total:?}, rejected: {rejected}, breaches: {breaches:?}");
+    assert!(alarms.is_empty(), "{}", alarms.join("\n"));
 }
