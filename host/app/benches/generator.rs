@@ -43,7 +43,8 @@ fn unpack(case: &Path, to: &Path) -> std::io::Result<()> {
             Some(plain) => {
                 let packed = std::fs::File::open(entry.path())?;
                 let unpacked = std::fs::File::create(to.join(plain))?;
-                let status = Command::new("gzip").arg("-dc").stdin(packed).stdout(unpacked).stderr(Stdio::inherit());
+                let mut gzip = Command::new("gzip");
+                let status = gzip.arg("-dc").stdin(packed).stdout(unpacked).stderr(Stdio::inherit());
                 assert!(status.status()?.success(), "gzip unpacks {}", entry.path().display());
             }
             None => drop(std::fs::copy(entry.path(), to.join(&name))?),

@@ -27,7 +27,7 @@ pub enum Format {
 #[derive(Subcommand)]
 pub enum Command {
     /// Serves configuration to proxies: the server, with istiod's flags.
-    Discovery(DiscoveryFlags),
+    Discovery(Box<DiscoveryFlags>),
     /// Writes what proxies would be sent as JSON, one file a type. Exit code 0 also when objects were refused, which is said on
     /// stderr; 1 when a folder could not be rendered.
     Render {

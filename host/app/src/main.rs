@@ -41,7 +41,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Discovery(flags) => discovery(flags)?,
+        Command::Discovery(flags) => discovery(*flags)?,
         Command::Render { folder, all, out, proxies, native, only, show_secrets, output } => {
             let options = Options { mode: mode(native), hold_back: false, audit_share: 0.0, ..Options::default() };
             match (folder, all) {

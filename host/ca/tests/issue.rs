@@ -266,7 +266,7 @@ fn plugged_files_are_taken_watched_and_judged() {
     assert_eq!((bundle.chain.len(), bundle.roots.len()), (2, 1));
     let spki = SigningKey::generate_p256().unwrap().spki().to_vec();
     let leaf = authority.issue(&order(spki, 60), now).unwrap();
-    verify(&leaf, &[intermediate], &[first_root.0.clone()], now);
+    verify(&leaf, &[intermediate], std::slice::from_ref(&first_root.0), now);
 
     // The same root, another intermediate.
     assert!(!authority.maintain(now).unwrap());

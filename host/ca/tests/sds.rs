@@ -202,7 +202,7 @@ fn changes_move_versions() {
     let before = store.visible(&identity, &proxy, &names);
     assert_eq!(before.len(), 2);
     let rotated = secret("edge", "tls", &[("tls.crt", "C9"), ("tls.key", "K9"), ("ca.crt", "R"), ("ca.crl", "L")]);
-    assert!(apply(&store, &[rotated.clone()]));
+    assert!(apply(&store, std::slice::from_ref(&rotated)));
     assert!(!apply(&store, &[rotated]), "nothing moved");
     let after = store.visible(&identity, &proxy, &names);
     assert_ne!(before[0], after[0]);

@@ -135,7 +135,7 @@ pub fn parse(message_name: &str, json: &Value, options: Options) -> Result<Parse
     Ok(Parsed { bytes: encode::to_bytes(&message), unknown_fields })
 }
 
-/// As [`parse`], for who goes on working with the message.
+/// As [`parse()`], for who goes on working with the message.
 ///
 /// # Errors
 /// As [`from_json`].

@@ -2,7 +2,7 @@
 //!
 //! Each function states one query kind, or kinds that depend on the same. `old` and `new` are the state before and after
 //! the change; where an answer depends on what others refer to (pods of slices), both are asked, because the reference
-//! may have moved in the same change. [`crate::audit`] checks all of this by answering again.
+//! may have moved in the same change. [`crate::audit()`] checks all of this by answering again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -14,7 +14,7 @@
 //!
 //! **Invariant:** an answer depends on the objects and the base alone, never on the order in which they came.
 //!
-//! **Invariant:** every query whose answer moves is named by the change that moves it ([`audit`] checks); naming too many
+//! **Invariant:** every query whose answer moves is named by the change that moves it ([`audit()`] checks); naming too many
 //! costs time, naming too few serves stale configuration.
 //!
 //! Only warns: malformed feature variables, unknown or malformed fields of mesh configuration. Left out with a warning: an

@@ -92,6 +92,8 @@ pub(crate) struct Epoch {
 
 /// A set of names that is subscribed to.
 pub(crate) type Names = Arc<BTreeSet<trysail_model::ResourceName>>;
+/// Calls of sets of names by type and address of the set.
+pub(crate) type Subscriptions = FxHashMap<(&'static str, usize), (Names, Arc<CallMemo>)>;
 
 /// The translation engine. Cheap to share; all methods may be called from any thread, but not from the async runtime's.
 pub struct Engine {
@@ -111,7 +113,7 @@ pub struct Engine {
     pub(crate) counters: Counters,
     /// The calls of sets of names, by type and by the set's address: equal sets are mostly one allocation, and a set of thousands
     /// of names is not to be hashed for each proxy. The set is kept, so that its address stays its own.
-    pub(crate) subscriptions: RwLock<FxHashMap<(&'static str, usize), (Names, Arc<CallMemo>)>>,
+    pub(crate) subscriptions: RwLock<Subscriptions>,
     pub(crate) retrying: Mutex<BTreeSet<(u32, Fingerprint)>>,
     pub(crate) sampler: AtomicU64,
     /// See [`Gated`].

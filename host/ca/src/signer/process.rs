@@ -46,10 +46,13 @@ pub struct SignerProcess {
     shared: Arc<Shared>,
 }
 
+/// Where the answer to a question goes.
+type Waiting = oneshot::Sender<Result<Vec<u8>, IssueError>>;
+
 struct Shared {
     /// Where orders go; replaced when the process is.
     orders_tx: Mutex<mpsc::Sender<Vec<u8>>>,
-    waiting: Mutex<HashMap<u64, oneshot::Sender<Result<Vec<u8>, IssueError>>>>,
+    waiting: Mutex<HashMap<u64, Waiting>>,
     next_id: AtomicU64,
     bundle: watch::Sender<Arc<PublicBundle>>,
 }
