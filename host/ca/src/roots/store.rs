@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -106,8 +107,11 @@ impl CaStore for FolderStore {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(&failed)?;
         }
         // All files at once: a folder beside it gets the name only when it is complete.
+        // It is this attempt's own: of another thread of the process, too.
+        static ATTEMPTS: AtomicU64 = AtomicU64::new(0);
+        let attempt = ATTEMPTS.fetch_add(1, Ordering::Relaxed);
         let mut fresh = self.dir.as_os_str().to_owned();
-        fresh.push(format!(".new-{}", std::process::id()));
+        fresh.push(format!(".new-{}-{attempt}", std::process::id()));
         let fresh = PathBuf::from(fresh);
         let _ = fs::remove_dir_all(&fresh);
         fs::DirBuilder::new().mode(0o700).create(&fresh).map_err(&failed)?;
