@@ -52,6 +52,25 @@ pub struct Config {
     pub echo: Option<fn(&str)>,
 }
 
+impl Config {
+    /// A folder as it is: no pods but its own, plaintext, delta, in silence.
+    pub fn new(folder: PathBuf, interception: Interception) -> Config {
+        Config {
+            folder,
+            outside: Vec::new(),
+            interception,
+            variant: Variant::Delta,
+            secure: false,
+            environment: Vec::new(),
+            names: BTreeMap::new(),
+            tls: None,
+            plugins: None,
+            say: crate::quiet,
+            echo: None,
+        }
+    }
+}
+
 /// A running mesh. Dropping it stops everything and cleans up.
 pub struct Mesh {
     // Fields are dropped in order: pods before the network, files last.

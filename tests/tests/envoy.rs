@@ -13,7 +13,7 @@ use trysail_tests::control_plane::ControlPlane;
 use trysail_tests::kube::PodSpec;
 use trysail_tests::mesh::{Config, Mesh, PATIENCE};
 use trysail_tests::workload::{DELAY, Reply, STATUS};
-use trysail_tests::{eventually, netns, quiet, sds, workspace};
+use trysail_tests::{eventually, netns, sds, workspace};
 
 #[path = "support/folder.rs"]
 mod folder;
@@ -27,19 +27,8 @@ async fn start(test: &str, folder: &Folder, variant: Variant, client: PodSpec) -
 
 /// The same; with `secure` sidecars come over TLS and have certificates of the control plane.
 async fn start_with(test: &str, folder: &Folder, variant: Variant, client: PodSpec, secure: bool) -> Option<Mesh> {
-    let config = Config {
-        folder: folder.path().to_owned(),
-        outside: vec![client],
-        interception: netns::or_skip(test)?,
-        variant,
-        secure,
-        environment: Vec::new(),
-        names: BTreeMap::new(),
-        tls: None,
-        plugins: None,
-        say: quiet,
-        echo: None,
-    };
+    let plain = Config::new(folder.path().to_owned(), netns::or_skip(test)?);
+    let config = Config { outside: vec![client], variant, secure, ..plain };
     Some(Mesh::start(config).await.expect("the mesh comes up"))
 }
 

@@ -3,14 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect, helpers included")]
 
-use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use trysail_tests::bootstrap::Variant;
 use trysail_tests::kube::PodSpec;
 use trysail_tests::mesh::{Config, Mesh, PATIENCE};
-use trysail_tests::{eventually, netns, quiet, workspace};
+use trysail_tests::{eventually, netns, workspace};
 
 #[allow(dead_code, reason = "another suite uses the rest of it")]
 #[path = "support/folder.rs"]
@@ -104,17 +102,9 @@ async fn a_plugin_comes_changes_and_goes_under_traffic() {
     let limit = component("local-rate-limit");
     put(plugins.path(), "limit.wasm", &limit);
     let config = Config {
-        folder: folder.path().to_owned(),
         outside: vec![PodSpec::outside("client", Ipv4Addr::new(10, 244, 0, 10))],
-        interception,
-        variant: Variant::Delta,
-        secure: false,
-        environment: Vec::new(),
-        names: BTreeMap::new(),
-        tls: None,
         plugins: Some(plugins.path().to_owned()),
-        say: quiet,
-        echo: None,
+        ..Config::new(folder.path().to_owned(), interception)
     };
     let mesh = Mesh::start(config).await.unwrap();
     let (here, there) = ("backend", "frontend.elsewhere");

@@ -186,6 +186,24 @@ async fn pods(t: &Traffic, n: usize, service: &str, headers: &[(&str, &str)]) ->
     t.answers(n, "pod", "client", &at(service), service, headers).await
 }
 
+/// The same, asked again for a while until it is as expected: an ejection takes effect a moment later.
+async fn pods_once(
+    t: &Traffic,
+    n: usize,
+    service: &str,
+    expected: impl Fn(&BTreeMap<String, usize>) -> bool,
+) -> BTreeMap<String, usize> {
+    let mut seen = pods(t, n, service, &[]).await;
+    for _ in 0..50 {
+        if expected(&seen) {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        seen = pods(t, n, service, &[]).await;
+    }
+    seen
+}
+
 async fn hashes(t: &mut Traffic) {
     let mut per_user = BTreeMap::new();
     for user in ["ann", "bob", "carl", "dora", "emil", "fritz", "gerd", "hans"] {
@@ -224,14 +242,7 @@ async fn spreads(t: &mut Traffic) {
     let seen = pods(t, 6, "sick", &failing).await;
     t.equal("the sick one answers at first", seen.get("sick-2").copied(), Some(2));
     let wanted = vec!["sick-1", "sick-3"];
-    let mut seen = pods(t, 20, "sick", &[]).await;
-    for _ in 0..50 {
-        if seen.keys().eq(&wanted) {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-        seen = pods(t, 20, "sick", &[]).await;
-    }
+    let seen = pods_once(t, 20, "sick", |seen| seen.keys().eq(&wanted)).await;
     t.equal("then it is ejected", seen.keys().map(String::as_str).collect::<Vec<_>>(), wanted);
     let stats = t.mesh.pod("client").stats("outlier_detection.ejections_active").await.unwrap();
     let stats: BTreeMap<_, _> = stats.into_iter().filter(|(name, _)| name.contains("sick.shop")).collect();
@@ -242,15 +253,7 @@ async fn localities(t: &mut Traffic) {
     for (what, expected) in
         [("the own zone first", "near-1"), ("then the own region", "near-2"), ("then another region", "near-3")]
     {
-        let mut seen = pods(t, 6, "near", &[]).await;
-        // An ejection takes effect a moment later.
-        for _ in 0..50 {
-            if seen.len() == 1 && seen.contains_key(expected) {
-                break;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-            seen = pods(t, 6, "near", &[]).await;
-        }
+        let seen = pods_once(t, 6, "near", |seen| seen.len() == 1 && seen.contains_key(expected)).await;
         t.equal(what, seen, BTreeMap::from([(expected.to_owned(), 6)]));
         // Out with it.
         pods(t, 1, "near", &[(STATUS, "500")]).await;
@@ -264,14 +267,7 @@ async fn localities(t: &mut Traffic) {
     t.equal("endpoints with the caller's label first", seen, BTreeMap::from([("alike-2".to_owned(), 6)]));
     pods(t, 1, "alike", &[(STATUS, "500")]).await;
     let wanted = vec!["alike-1", "alike-3"];
-    let mut seen = pods(t, 20, "alike", &[]).await;
-    for _ in 0..50 {
-        if seen.keys().eq(&wanted) {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-        seen = pods(t, 20, "alike", &[]).await;
-    }
+    let seen = pods_once(t, 20, "alike", |seen| seen.keys().eq(&wanted)).await;
     t.equal("then the others", seen.keys().map(String::as_str).collect::<Vec<_>>(), wanted);
 
     let seen = pods(t, 6, "close", &[]).await;

@@ -460,7 +460,7 @@ fn proxy(dice: &mut Dice) -> Scripted {
     let node = format!("{kind}~{address}~{name}.{namespace}~{namespace}.svc.cluster.local");
     let locality = [dice.pick(&["", "r1"]).to_owned(), String::new(), String::new()];
     let proxy = Proxy::from_node(&node, metadata.as_object().cloned().expect("it is an object"), locality);
-    Scripted { name: node, identity: None, proxy, request: BTreeMap::new(), name_table: false }
+    Scripted { name: node, ..Scripted::plain(proxy.expect("the node is well-formed")) }
 }
 
 fn introduced(scripted: &Scripted) -> &Proxy {

@@ -131,13 +131,7 @@ impl Engine {
         let Some((type_url, memo)) = memo else { return missing.extend(all()) };
         // A fault leaves there what the subscriber was last served of it; and what it was served tells mostly all.
         let held = self.proxies.served_of(&proxy.proxy, type_url);
-        if let Some(held) = &held
-            && Arc::ptr_eq(&held.state, proxy)
-            && Arc::ptr_eq(&held.node.memo, &memo)
-            && !held.node.degraded
-            && held.node.holds(epoch.revision)
-            && held.node.is_complete(names)
-        {
+        if held.as_ref().is_some_and(|held| held.still(&memo, proxy, epoch.revision) && held.node.is_complete(names)) {
             return;
         }
         match self.evaluate(epoch, proxy, &memo, held.as_ref().map(|held| &held.node)).0 {

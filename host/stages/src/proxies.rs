@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use trysail_model::{Affected, Answer, Fingerprint, Proxies, Proxy, Query, Snapshot};
 
 use crate::engine::Epoch;
+use crate::memo::CallMemo;
 use crate::node::Node;
 use crate::queries::QueryId;
 
@@ -46,6 +47,16 @@ impl ProxyState {
 pub(crate) struct Held {
     pub node: Arc<Node>,
     pub state: Arc<ProxyState>,
+}
+
+impl Held {
+    /// Is it what evaluating this root for this state at this revision would find?
+    pub fn still(&self, root: &Arc<CallMemo>, state: &Arc<ProxyState>, revision: u64) -> bool {
+        Arc::ptr_eq(&self.state, state)
+            && Arc::ptr_eq(&self.node.memo, root)
+            && !self.node.degraded
+            && self.node.holds(revision)
+    }
 }
 
 /// The connected proxies.

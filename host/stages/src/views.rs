@@ -77,13 +77,7 @@ impl Engine {
                 let Some((type_url, root)) = root else {
                     return Served { revision: epoch.revision, node: None, faults: Vec::new() };
                 };
-                let same = held.as_ref().is_some_and(|held| Arc::ptr_eq(&held.state, &state));
-                if let Some(held) = &held
-                    && same
-                    && !held.node.degraded
-                    && Arc::ptr_eq(&held.node.memo, root)
-                    && held.node.holds(epoch.revision)
-                {
+                if let Some(held) = held.as_ref().filter(|held| held.still(root, &state, epoch.revision)) {
                     add(&self.counters.hits);
                     let node = held.node.clone();
                     let gated = self.without_vain(epoch, &state, node.clone(), Some(&node));

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use trysail_sdk::families::{Families, answers_with_allocated, is_ipv6};
 use trysail_sdk::{Ctx, Failure};
 
 use crate::table::Service;
@@ -18,16 +19,6 @@ pub enum Own {
     Endpoints,
 }
 
-/// Which IP families a proxy takes of a service's addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Families {
-    Ipv4,
-    Ipv6,
-    /// It has both, but dual stack is off: that of the first address.
-    First,
-    All,
-}
-
 /// What of services' addresses a proxy can reach.
 pub struct Addresses {
     families: Families,
@@ -40,20 +31,9 @@ pub struct Addresses {
 impl Addresses {
     /// Asks for what the given services make necessary.
     pub fn ask(ctx: &Ctx<'_>, services: &[Service]) -> Result<Self, Failure> {
-        let allocated = services.iter().any(|service| !service.auto_allocated_addresses.is_empty())
-            && ctx.proxy_metadata("DNS_CAPTURE").as_deref() == Some("true")
-            && (ctx.flags(["PILOT_ENABLE_IP_AUTOALLOCATE"])?[0]
-                || ctx.proxy_metadata("DNS_AUTO_ALLOCATE").as_deref() == Some("true"));
-        let families = match allocated || services.iter().any(Service::is_kubernetes) {
-            true => ctx.proxy("ip-families").unwrap_or_default(),
-            false => String::new(),
-        };
-        let families = match families.as_str() {
-            "dual" if ctx.flags(["ISTIO_DUAL_STACK", "PILOT_ENABLE_AMBIENT"])?.contains(&true) => Families::All,
-            "dual" => Families::First,
-            "ipv6" => Families::Ipv6,
-            _ => Families::Ipv4,
-        };
+        let has_allocated = services.iter().any(|service| !service.auto_allocated_addresses.is_empty());
+        let allocated = has_allocated && answers_with_allocated(ctx)?;
+        let families = Families::ask(ctx, allocated || services.iter().any(Service::is_kubernetes))?;
         let has_several = |service: &Service| service.is_kubernetes() && service.addresses.len() > 1;
         let own_cluster = !services.iter().any(has_several)
             || ctx.proxy("cluster-id").is_some_and(|cluster| cluster == ctx.setting("cluster-id"));
@@ -90,13 +70,7 @@ impl Addresses {
     }
 
     fn reachable(&self, addresses: &[String]) -> Vec<String> {
-        let takes = |address: &str| match self.families {
-            Families::All => true,
-            Families::Ipv4 => !is_ipv6(address),
-            Families::Ipv6 => is_ipv6(address),
-            Families::First => addresses.first().is_some_and(|first| is_ipv6(first) == is_ipv6(address)),
-        };
-        addresses.iter().filter(|address| takes(address)).cloned().collect()
+        self.families.reachable(addresses).cloned().collect()
     }
 }
 
@@ -112,10 +86,6 @@ fn usable(mut addresses: Vec<String>) -> Own {
 /// Is it an IP address?
 pub fn is_address(text: &str) -> bool {
     text.parse::<IpAddr>().is_ok()
-}
-
-fn is_ipv6(address: &str) -> bool {
-    address.contains(':')
 }
 
 #[cfg(test)]

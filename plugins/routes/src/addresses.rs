@@ -3,19 +3,10 @@
 //! Nothing warns or rejects.
 
 use trysail_sdk::facts::ServiceSummary;
+use trysail_sdk::families::{Families, answers_with_allocated};
 use trysail_sdk::{Ctx, Failure};
 
 use crate::virtual_hosts::{Candidate, Candidates};
-
-/// Which IP families a proxy takes of a service's addresses.
-#[derive(Clone, Copy)]
-enum Families {
-    Ipv4,
-    Ipv6,
-    /// It has both, but dual stack is off: that of the first address.
-    First,
-    All,
-}
 
 /// What of a service's addresses this proxy can reach.
 pub struct Addresses {
@@ -31,22 +22,8 @@ impl Addresses {
         let has_vip = |c: &Candidate<'_>| c.service.registry == "Kubernetes" && known(&c.service.address);
         let has_allocated =
             |c: &Candidate<'_>| !known(&c.service.address) && !c.service.auto_allocated_addresses.is_empty();
-        let allocated = candidates.iter().any(has_allocated) && {
-            let captures = ctx.proxy_metadata("DNS_CAPTURE").as_deref() == Some("true");
-            captures
-                && (ctx.flags(["PILOT_ENABLE_IP_AUTOALLOCATE"])?[0]
-                    || ctx.proxy_metadata("DNS_AUTO_ALLOCATE").as_deref() == Some("true"))
-        };
-        let families = match allocated || candidates.iter().any(has_vip) {
-            true => ctx.proxy("ip-families").unwrap_or_default(),
-            false => String::new(),
-        };
-        let families = match families.as_str() {
-            "dual" if ctx.flags(["ISTIO_DUAL_STACK", "PILOT_ENABLE_AMBIENT"])?.contains(&true) => Families::All,
-            "dual" => Families::First,
-            "ipv6" => Families::Ipv6,
-            _ => Families::Ipv4,
-        };
+        let allocated = candidates.iter().any(has_allocated) && answers_with_allocated(ctx)?;
+        let families = Families::ask(ctx, allocated || candidates.iter().any(has_vip))?;
         Ok(Addresses { families, allocated, all_ports: port == 0 })
     }
 
@@ -72,14 +49,7 @@ impl Addresses {
     }
 
     fn reachable(&self, addresses: &[String]) -> Vec<String> {
-        let is_ipv6 = |address: &str| address.contains(':');
-        let takes = |address: &str| match self.families {
-            Families::All => true,
-            Families::Ipv4 => !is_ipv6(address),
-            Families::Ipv6 => is_ipv6(address),
-            Families::First => addresses.first().is_some_and(|first| is_ipv6(first) == is_ipv6(address)),
-        };
-        addresses.iter().filter(|a| known(a) && takes(a)).cloned().collect()
+        self.families.reachable(addresses).filter(|address| known(address)).cloned().collect()
     }
 }
 

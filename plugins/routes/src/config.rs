@@ -90,14 +90,18 @@ pub fn route_configuration(ctx: &Ctx<'_>, route_name: &str) -> Result<Output, Fa
             message.field(VIRTUAL_HOSTS, Message::of(&last))
         };
     }
-    message = message.fields(&envoy::RouteConfiguration {
+    output.item(Item::new(route_name, message.fields(&after_hosts())));
+    Ok(output)
+}
+
+/// The fields that follow the virtual hosts, at gateways too.
+pub fn after_hosts() -> envoy::RouteConfiguration {
+    envoy::RouteConfiguration {
         validate_clusters: Some(false),
         max_direct_response_body_size_bytes: Some(MAX_DIRECT_RESPONSE_BODY),
         ignore_port_in_host_matching: true,
         ..Default::default()
-    });
-    output.item(Item::new(route_name, message));
-    Ok(output)
+    }
 }
 
 /// `virtual-host` ARGS: a virtual host by itself, for plugins.

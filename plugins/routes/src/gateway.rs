@@ -16,7 +16,7 @@ use trysail_sdk::proto::envoy::config::route::v3 as envoy;
 use trysail_sdk::proto::istio::networking::v1alpha3::VirtualService;
 use trysail_sdk::{CallRef, Ctx, Failure, Item, Message, Output, hosts};
 
-use crate::config::{HOOK, MAX_DIRECT_RESPONSE_BODY, ProxyHeaders, VIRTUAL_HOSTS};
+use crate::config::{HOOK, ProxyHeaders, VIRTUAL_HOSTS, after_hosts};
 use crate::destination;
 use crate::domains::with_port;
 use crate::virtual_service::Part;
@@ -44,13 +44,7 @@ pub fn route_configuration(ctx: &Ctx<'_>, route_name: &str) -> Result<Output, Fa
             message.field(VIRTUAL_HOSTS, host)
         };
     }
-    message = message.fields(&envoy::RouteConfiguration {
-        validate_clusters: Some(false),
-        max_direct_response_body_size_bytes: Some(MAX_DIRECT_RESPONSE_BODY),
-        ignore_port_in_host_matching: true,
-        ..Default::default()
-    });
-    output.item(Item::new(route_name, message));
+    output.item(Item::new(route_name, message.fields(&after_hosts())));
     Ok(output)
 }
 

@@ -9,6 +9,7 @@
 pub mod component;
 pub mod ctx;
 pub mod destinations;
+pub mod families;
 pub mod hosts;
 pub mod output;
 

@@ -71,17 +71,11 @@ fn run(cli: &Cli) -> Result<()> {
 async fn demo(cli: &Cli, interception: Interception, start: Instant) -> Result<()> {
     let folder = cli.folder.clone().unwrap_or_else(|| workspace().join("examples/frontend-backend"));
     let config = Config {
-        folder: folder.clone(),
         outside: vec![PodSpec::outside("client", Ipv4Addr::new(10, 244, 0, 10))],
-        interception,
         variant: if cli.sotw { Variant::Sotw } else { Variant::Delta },
-        secure: false,
-        environment: Vec::new(),
-        names: BTreeMap::new(),
-        tls: None,
-        plugins: None,
         say: aloud,
         echo: Some(|line| println!("  trysail | {line}")),
+        ..Config::new(folder.clone(), interception)
     };
     let mesh = Mesh::start(config).await?;
     aloud(&format!("everything is up after {:.1} s", start.elapsed().as_secs_f32()));

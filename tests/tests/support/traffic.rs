@@ -9,7 +9,6 @@ use trysail_tests::bootstrap::Variant;
 use trysail_tests::kube::PodSpec;
 use trysail_tests::mesh::{Config, Mesh};
 use trysail_tests::netns::{self, Interception};
-use trysail_tests::quiet;
 use trysail_tests::tls::Outside;
 use trysail_tests::workload::{Call, Reply};
 
@@ -53,17 +52,12 @@ impl Traffic {
         }
         let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let config = Config {
-            folder: folder.path().to_owned(),
             outside: setting.outside,
-            interception: Interception::Redirect,
             variant: setting.variant,
-            secure: false,
             environment: setting.environment.iter().map(own).collect(),
             names: setting.names,
             tls: setting.tls,
-            say: quiet,
-            plugins: None,
-            echo: None,
+            ..Config::new(folder.path().to_owned(), Interception::Redirect)
         };
         let mesh = Mesh::start(config).await.expect("the mesh comes up");
         let refused: Vec<String> =

@@ -147,13 +147,7 @@ pub fn sidecars(inputs: &Inputs) -> Vec<Proxy> {
 
 /// What a proxy asks for.
 pub fn scripted(proxy: &Proxy) -> Scripted {
-    Scripted {
-        name: proxy.id.to_string(),
-        proxy: Ok(proxy.clone()),
-        request: BTreeMap::new(),
-        name_table: false,
-        identity: None,
-    }
+    Scripted::plain(proxy.clone())
 }
 
 /// What a proxy subscribes to once it was served, with equal sets of names shared.
