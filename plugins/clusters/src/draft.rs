@@ -1,21 +1,32 @@
 //! A cluster while it is made.
+//!
+//! What nearly every cluster has (metadata, transport sockets) is encoded by hand and appended to the typed message: as typed
+//! messages these made up half of a cold call.
+
+use std::collections::BTreeMap;
 
 use trysail_sdk::facts::{Port, Protocol};
-use trysail_sdk::prost_types::Struct;
 use trysail_sdk::proto::any::pack;
 use trysail_sdk::proto::envoy::config::cluster::v3::Cluster;
 use trysail_sdk::proto::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig,
 };
 use trysail_sdk::proto::envoy::config::core::v3::{
-    self as core, Http1ProtocolOptions, Http2ProtocolOptions, Metadata, UpstreamHttpProtocolOptions,
+    self as core, Http1ProtocolOptions, Http2ProtocolOptions, UpstreamHttpProtocolOptions,
 };
 use trysail_sdk::proto::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use trysail_sdk::proto::envoy::extensions::upstreams::http::v3::http_protocol_options::{
     ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig, explicit_http_config::ProtocolConfig,
 };
 
+use trysail_sdk::{Fields, Message};
+
 use crate::wire;
+
+/// Fields of a cluster.
+const TRANSPORT_SOCKET: u32 = 24;
+const METADATA: u32 = 25;
+const TRANSPORT_SOCKET_MATCHES: u32 = 43;
 
 /// Key of a cluster's HTTP options.
 pub const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -111,28 +122,59 @@ pub fn downstream(h1: Http1ProtocolOptions) -> UpstreamProtocolOptions {
     })
 }
 
+/// What carries the traffic of a cluster. Sockets are encoded.
+#[derive(Clone, Debug, Default)]
+pub enum Transport {
+    /// Envoy's default, plaintext.
+    #[default]
+    Plain,
+    /// The same for all hosts.
+    Socket(Vec<u8>),
+    /// Mutual TLS for hosts that say that they take it, the other for all others.
+    ByHost {
+        /// For hosts with a sidecar.
+        mutual: Vec<u8>,
+        /// For hosts without.
+        plain: Vec<u8>,
+    },
+}
+
 /// A cluster while it is made.
 #[derive(Clone, Debug)]
 pub struct Draft {
-    /// What is made so far.
-    pub cluster: Cluster,
+    /// What is made so far, but for metadata and transport. Boxed, since it is large and handed on.
+    pub cluster: Box<Cluster>,
     /// Its HTTP options.
     pub http: Http,
     /// Its hosts come from requests (dynamic forward proxy).
     pub dynamic: bool,
+    /// Metadata for Istio's filters: encoded values by key.
+    pub metadata: BTreeMap<&'static str, Vec<u8>>,
+    /// What carries the traffic.
+    pub transport: Transport,
 }
 
 impl Draft {
     /// A cluster of a kind of discovery. Statistics go by its name; the semicolon ends the name there.
     pub fn new(name: String, kind: DiscoveryType) -> Self {
-        let cluster = Cluster {
+        Draft::of(Cluster {
             alt_stat_name: format!("{name};"),
             name,
             cluster_discovery_type: Some(ClusterDiscoveryType::Type(kind.into())),
             common_lb_config: Some(CommonLbConfig::default()),
             ..Default::default()
-        };
-        Draft { cluster, http: Http::default(), dynamic: false }
+        })
+    }
+
+    /// A cluster that has something already.
+    pub fn of(cluster: Cluster) -> Self {
+        Draft {
+            cluster: Box::new(cluster),
+            http: Http::default(),
+            dynamic: false,
+            metadata: BTreeMap::new(),
+            transport: Transport::Plain,
+        }
     }
 
     /// The kind of discovery; none for dynamic ones.
@@ -165,12 +207,6 @@ impl Draft {
         }
     }
 
-    /// The metadata of Istio's filters.
-    pub fn istio_metadata(&mut self) -> &mut Struct {
-        let metadata = self.cluster.metadata.get_or_insert_with(Metadata::default);
-        metadata.filter_metadata.entry(META_ISTIO.to_owned()).or_default()
-    }
-
     /// Endpoints by EDS, under the cluster's name.
     pub fn eds(&mut self) {
         if self.kind() == Some(DiscoveryType::Eds) {
@@ -182,10 +218,35 @@ impl Draft {
     }
 
     /// The finished cluster.
-    pub fn build(mut self) -> Cluster {
+    pub fn build(mut self) -> Message {
         if self.http.used {
             self.cluster.typed_extension_protocol_options.insert(HTTP_OPTIONS.to_owned(), pack(&self.http.build()));
         }
-        self.cluster
+        let by_hand = Fields::of(|cluster| {
+            if let Transport::Socket(socket) = &self.transport {
+                cluster.bytes(TRANSPORT_SOCKET, socket);
+            }
+            if !self.metadata.is_empty() {
+                let values = |object: &mut Fields| {
+                    for (key, value) in &self.metadata {
+                        wire::value::entry(object, key, |of| of.raw(value));
+                    }
+                };
+                cluster.nested(METADATA, |metadata| wire::value::entry(metadata, META_ISTIO, values));
+            }
+            if let Transport::ByHost { mutual, plain } = &self.transport {
+                cluster.nested(TRANSPORT_SOCKET_MATCHES, |entry| {
+                    entry.text(1, "tlsMode-istio");
+                    entry.nested(2, |labels| wire::value::entry(labels, "tlsMode", |value| value.text(3, "istio")));
+                    entry.bytes(3, mutual);
+                });
+                cluster.nested(TRANSPORT_SOCKET_MATCHES, |entry| {
+                    entry.text(1, "tlsMode-disabled");
+                    entry.bytes(2, &[]);
+                    entry.bytes(3, plain);
+                });
+            }
+        });
+        Message::of(&*self.cluster).raw(&by_hand)
     }
 }

@@ -46,7 +46,7 @@ pub fn with_cache(name: String, cache: DnsCacheConfig, allow_insecure: bool) -> 
         })),
         ..Default::default()
     };
-    Draft { cluster, http: Default::default(), dynamic: true }
+    Draft { dynamic: true, ..Draft::of(cluster) }
 }
 
 /// Allows TLS whose names do not come from requests.

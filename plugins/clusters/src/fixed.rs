@@ -1,5 +1,7 @@
 //! Clusters that do not depend on any service.
 
+use std::borrow::Cow;
+
 use trysail_sdk::proto::any::pack;
 use trysail_sdk::proto::envoy::config::cluster::v3::Cluster;
 use trysail_sdk::proto::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy};
@@ -43,7 +45,7 @@ pub fn fixed(ctx: &Ctx<'_>) -> Result<Output, Failure> {
         let policy = ctx.derived::<OutboundTrafficPolicy>("scope", "outbound-policy", &[])?;
         if policy.is_some_and(|policy| policy.mode == MODE_DYNAMIC_DNS) {
             let cluster = dynamic_dns(ctx, &settings, &proxy, &mut output)?;
-            add(&mut output, cluster);
+            output.item(Item::new(DYNAMIC_DNS, cluster));
         }
         let families = ctx.proxy("ip-families").unwrap_or_default();
         let mut inbound = passthrough(&settings, &proxy);
@@ -112,7 +114,7 @@ fn dynamic_dns(
     settings: &Settings,
     proxy: &ProxyTraits,
     output: &mut Output,
-) -> Result<Cluster, Failure> {
+) -> Result<Message, Failure> {
     let mesh = ctx.mesh_config(&["outbound_traffic_policy"])?;
     let asked: Option<ClientTlsSettings> = mesh.outbound_traffic_policy.and_then(|policy| policy.tls);
     let asked = asked.filter(|tls| tls.mode() != TlSmode::Disable);
@@ -134,7 +136,7 @@ fn dynamic_dns(
     pool::apply(settings, &mut draft.cluster, &mut draft.http, None, None);
     if let Some(tls) = asked {
         let at = Situation { settings, proxy, external: true, entry: false, selective: false, sni: "" };
-        let choice = Choice { tls, automatic: false };
+        let choice = Choice { tls: Cow::Owned(tls), automatic: false };
         let nobody = || Ok::<_, Failure>(Vec::new());
         if let Err(why) = tls::apply(&at, &mut draft, Some(&choice), nobody, || true)? {
             output.diagnose(Severity::Error, "MeshConfig", "outboundTrafficPolicy.tls", why);

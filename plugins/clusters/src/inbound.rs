@@ -14,7 +14,7 @@ use trysail_sdk::proto::envoy::config::core::v3::{BindConfig, ExtraSourceAddress
 use trysail_sdk::proto::istio::networking::v1alpha3::{
     ConnectionPoolSettings, DestinationRule, IstioIngressListener, Sidecar,
 };
-use trysail_sdk::{CallRef, Ctx, Failure, Item, Message, Output, Severity};
+use trysail_sdk::{CallRef, Ctx, Failure, Item, Output, Severity};
 
 use crate::draft::Draft;
 use crate::outbound::{rule_path, service_metadata, stat_name};
@@ -271,8 +271,8 @@ impl Inbound<'_> {
         if self.bind != LOCALHOST && self.bind != LOCALHOST_V6 {
             draft.cluster.upstream_bind_config = Some(source(self.ctx, settings.dual_stack));
         }
-        let cluster = draft.build();
-        output.item(Item::new(cluster.name.clone(), Message::of(&cluster)));
+        let name = draft.cluster.name.clone();
+        output.item(Item::new(name, draft.build()));
         Ok(())
     }
 
@@ -286,7 +286,7 @@ impl Inbound<'_> {
                 list.push(service_metadata(service));
             }
         }
-        draft.istio_metadata().fields.insert("services".to_owned(), wire::list(list));
+        draft.metadata.insert("services", wire::value::list(list.iter().map(Vec::as_slice)));
     }
 
     /// Limits hold on both sides, so that the server takes what clients may send.
@@ -299,9 +299,9 @@ impl Inbound<'_> {
         if let Some(object) = found {
             rule = DestinationRule::decode(object.spec.as_slice())
                 .map_err(|e| Failure::BadAnswer(format!("destination rule of {}: {e}", self.service.host)))?;
-            if rule.traffic_policy.is_some() && draft.cluster.metadata.is_some() {
+            if rule.traffic_policy.is_some() && !draft.metadata.is_empty() {
                 let path = rule_path(&object.api_version, &object.r#ref.unwrap_or_default());
-                draft.istio_metadata().fields.insert("config".to_owned(), wire::text(path));
+                draft.metadata.insert("config", wire::value::text(&path));
             }
         }
         let (policy, _) = Policy::for_port(rule.traffic_policy.as_ref(), self.declared.port);

@@ -16,7 +16,7 @@ use trysail_sdk::proto::envoy::extensions::network::dns_resolver::cares::v3::Car
 use trysail_sdk::proto::istio::networking::v1alpha3::client_tls_settings::TlSmode;
 use trysail_sdk::proto::istio::networking::v1alpha3::load_balancer_settings::SimpleLb;
 use trysail_sdk::proto::istio::networking::v1alpha3::{DestinationRule, Subset, TrafficPolicy};
-use trysail_sdk::{CallRef, Ctx, Failure, Item, Message, Output, Severity};
+use trysail_sdk::{CallRef, Ctx, Failure, Item, Output, Severity};
 
 use crate::draft::{self, Draft};
 use crate::settings::{ProxyTraits, Settings};
@@ -97,6 +97,7 @@ pub fn service(ctx: &Ctx<'_>, args: &[String], passes_on: bool) -> Result<Output
         kind: OnceCell::new(),
         accounts: OnceCell::new(),
         mutual: OnceCell::new(),
+        services: OnceCell::new(),
     };
     let tunnels = if passes_on { Vec::new() } else { subject.tunnels()? };
     let n_ports = if is_inference_pool(&service) { 1 } else { service.ports.len() };
@@ -158,13 +159,9 @@ pub fn stat_name(pattern: &str, service: &Service, port: &Port, subset: &str, ta
     format!("{name};")
 }
 
-/// A service in metadata, where metrics filters read it.
-pub fn service_metadata(service: &Service) -> trysail_sdk::prost_types::Value {
-    wire::object(wire::fields([
-        ("host", wire::text(&service.host)),
-        ("name", wire::text(&service.name)),
-        ("namespace", wire::text(&service.namespace)),
-    ]))
+/// A service in metadata, where metrics filters read it: an encoded value.
+pub fn service_metadata(service: &Service) -> Vec<u8> {
+    wire::value::texts([("host", &service.host), ("name", &service.name), ("namespace", &service.namespace)])
 }
 
 /// How names are resolved by what the proxy can connect to.
@@ -190,6 +187,8 @@ struct Subject<'s> {
     kind: OnceCell<String>,
     accounts: OnceCell<Vec<String>>,
     mutual: OnceCell<bool>,
+    /// The service in metadata of its clusters.
+    services: OnceCell<Vec<u8>>,
 }
 
 impl Subject<'_> {
@@ -222,8 +221,7 @@ impl Subject<'_> {
         self.apply(&mut draft, port, &policy, &sni, top, output)?;
         let kind = draft.kind();
         if self.service.mesh_external || tunnels {
-            let key = if tunnels { "disable_mx" } else { "external" };
-            draft.istio_metadata().fields.insert(key.to_owned(), wire::truth(true));
+            draft.metadata.insert(if tunnels { "disable_mx" } else { "external" }, wire::value::truth(true));
         }
         self.mark(&mut draft, None, &policy);
         if is_inference_pool(self.service) && !self.passes_on && self.kind() == "router" {
@@ -312,8 +310,8 @@ impl Subject<'_> {
         }
         self.protocol(&mut draft, port);
         if self.settings.telemetry {
-            let services = wire::list(vec![service_metadata(self.service)]);
-            draft.istio_metadata().fields.insert("services".to_owned(), services);
+            let services = || wire::value::list([service_metadata(self.service).as_slice()]);
+            draft.metadata.insert("services", self.services.get_or_init(services).clone());
         }
         let pattern = &self.settings.outbound_stat_name;
         if !pattern.is_empty() {
@@ -409,25 +407,24 @@ impl Subject<'_> {
     /// Metadata about the rule and its subset.
     fn mark(&self, draft: &mut Draft, subset: Option<&str>, policy: &Policy<'_>) {
         let Some(rule) = self.rule else { return };
-        let fields = &mut draft.istio_metadata().fields;
-        fields.insert("config".to_owned(), wire::text(&rule.path));
+        draft.metadata.insert("config", wire::value::text(&rule.path));
         if let Some(subset) = subset {
-            fields.insert("subset".to_owned(), wire::text(subset));
+            draft.metadata.insert("subset", wire::value::text(subset));
         }
         // TLS that is not the mesh's must not carry the mesh's ALPN.
         if policy.tls.is_some_and(|tls| matches!(tls.mode(), TlSmode::Simple | TlSmode::Mutual)) {
-            fields.insert("alpn_override".to_owned(), wire::text("false"));
+            draft.metadata.insert("alpn_override", wire::value::text("false"));
         }
     }
 
     fn emit(&self, draft: Draft, output: &mut Output) {
         let kind = draft.kind();
-        let cluster = draft.build();
-        let mut message = Message::of(&cluster);
+        let name = draft.cluster.name.clone();
+        let mut message = draft.build();
         if matches!(kind, Some(DiscoveryType::StrictDns | DiscoveryType::LogicalDns)) {
-            message = message.hole(LOAD_ASSIGNMENT, CallRef::new("endpoints", "assignment", [cluster.name.as_str()]));
+            message = message.hole(LOAD_ASSIGNMENT, CallRef::new("endpoints", "assignment", [name.as_str()]));
         }
-        let mut item = Item::new(cluster.name, message);
+        let mut item = Item::new(name, message);
         if kind == Some(DiscoveryType::Eds) {
             item.refs.push(format!("eds:{}", item.key));
         }

@@ -4,13 +4,14 @@
 //! Ignores silently, as istiod: a `credentialName` in a rule that sidecars without a workload selector read, because all of
 //! them would wait for a secret they may not have.
 
-use trysail_sdk::prost::Name as _;
-use trysail_sdk::prost_types::{Any, Struct};
-use trysail_sdk::proto::any::pack;
-use trysail_sdk::proto::envoy::config::cluster::v3::cluster::{DiscoveryType, TransportSocketMatch};
+use std::borrow::Cow;
+
+use trysail_sdk::Fields;
+use trysail_sdk::prost::{Message as _, Name as _};
+use trysail_sdk::proto::envoy::config::cluster::v3::cluster::DiscoveryType;
 use trysail_sdk::proto::envoy::config::core::v3::{
     self as core, ApiConfigSource, ApiVersion, ConfigSource, DataSource, GrpcService, ProxyProtocolConfig,
-    TransportSocket, UpstreamHttpProtocolOptions, api_config_source::ApiType, config_source, data_source, grpc_service,
+    UpstreamHttpProtocolOptions, api_config_source::ApiType, config_source, data_source, grpc_service,
 };
 use trysail_sdk::proto::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use trysail_sdk::proto::envoy::extensions::transport_sockets::tls::v3::{
@@ -22,9 +23,8 @@ use trysail_sdk::proto::envoy::r#type::matcher::v3::{StringMatcher, string_match
 use trysail_sdk::proto::istio::networking::v1alpha3::ClientTlsSettings;
 use trysail_sdk::proto::istio::networking::v1alpha3::client_tls_settings::TlSmode;
 use trysail_sdk::proto::istio::networking::v1alpha3::traffic_policy::ProxyProtocol;
-use trysail_sdk::{Message, Part};
 
-use crate::draft::Draft;
+use crate::draft::{Draft, Transport};
 use crate::settings::{ProxyTraits, Settings};
 use crate::wire::{self, seconds};
 
@@ -44,6 +44,11 @@ const SUFFIX_ROOTS: &str = "-cacert";
 /// Fields of the common TLS context.
 const ALPN_PROTOCOLS: u32 = 4;
 const COMBINED_VALIDATION: u32 = 8;
+/// Field of a validation context, and of a matcher of strings in it.
+const SUBJECT_ALT_NAMES: u32 = 9;
+const EXACT: u32 = 1;
+/// Field of a PROXY protocol's transport: the socket inside.
+const INNER_SOCKET: u32 = 2;
 
 const SOCKET_TLS: &str = "envoy.transport_sockets.tls";
 const SOCKET_RAW: &str = "envoy.transport_sockets.raw_buffer";
@@ -74,21 +79,21 @@ pub struct Situation<'a> {
 }
 
 /// The TLS that holds.
-pub struct Choice {
+pub struct Choice<'a> {
     /// Its settings.
-    pub tls: ClientTlsSettings,
+    pub tls: Cow<'a, ClientTlsSettings>,
     /// Nobody asked for it: hosts without a sidecar get plaintext.
     pub automatic: bool,
 }
 
 /// Completes what a rule says, or else what mutual TLS among sidecars needs. `accounts`: identities of the service's workloads;
 /// `mutual`: whether its workloads take mutual TLS. Both are asked for only where they matter.
-pub fn choose<E>(
+pub fn choose<'a, E>(
     at: &Situation<'_>,
-    asked: Option<&ClientTlsSettings>,
+    asked: Option<&'a ClientTlsSettings>,
     accounts: impl FnOnce() -> Result<Vec<String>, E>,
     mutual: impl FnOnce() -> Result<bool, E>,
-) -> Result<Option<Choice>, E> {
+) -> Result<Option<Choice<'a>>, E> {
     let own_certificate = !at.proxy.cert_chain.is_empty();
     let Some(asked) = asked else {
         if at.external || !at.settings.auto_mtls || !mutual()? {
@@ -96,9 +101,9 @@ pub fn choose<E>(
         }
         let (sans, sni) = (accounts()?, at.sni.to_owned());
         let tls = if own_certificate { with_files(at.proxy, sans, sni, None) } else { istio_mutual(sans, sni, None) };
-        return Ok(Some(Choice { tls, automatic: true }));
+        return Ok(Some(Choice { tls: Cow::Owned(tls), automatic: true }));
     };
-    let as_asked = |tls: &ClientTlsSettings| Ok(Some(Choice { tls: tls.clone(), automatic: false }));
+    let as_asked = |tls| Ok(Some(Choice { tls: Cow::Borrowed(tls), automatic: false }));
     if matches!(asked.mode(), TlSmode::Disable | TlSmode::Simple) {
         return as_asked(asked);
     }
@@ -108,14 +113,15 @@ pub fn choose<E>(
             return as_asked(asked);
         }
         let tls = with_files(at.proxy, asked.subject_alt_names.clone(), asked.sni.clone(), asked.insecure_skip_verify);
-        return Ok(Some(Choice { tls, automatic: false }));
+        return Ok(Some(Choice { tls: Cow::Owned(tls), automatic: false }));
     }
     if asked.mode() != TlSmode::IstioMutual {
         return as_asked(asked);
     }
     let sni = if asked.sni.is_empty() { at.sni } else { &asked.sni };
     let sans = if asked.subject_alt_names.is_empty() { accounts()? } else { asked.subject_alt_names.clone() };
-    Ok(Some(Choice { tls: istio_mutual(sans, sni.to_owned(), asked.insecure_skip_verify), automatic: false }))
+    let tls = istio_mutual(sans, sni.to_owned(), asked.insecure_skip_verify);
+    Ok(Some(Choice { tls: Cow::Owned(tls), automatic: false }))
 }
 
 fn istio_mutual(subject_alt_names: Vec<String>, sni: String, insecure_skip_verify: Option<bool>) -> ClientTlsSettings {
@@ -148,7 +154,7 @@ fn with_files(
 pub fn apply<E>(
     at: &Situation<'_>,
     draft: &mut Draft,
-    choice: Option<&Choice>,
+    choice: Option<&Choice<'_>>,
     accounts: impl FnOnce() -> Result<Vec<String>, E>,
     is_sidecar: impl FnOnce() -> bool,
 ) -> Result<Result<(), &'static str>, E> {
@@ -157,36 +163,26 @@ pub fn apply<E>(
         Ok(context) => context,
         Err(why) => return Ok(Err(why)),
     };
-    let socket = context.map(|context| wire::transport(SOCKET_TLS, context));
+    let Some(context) = context else { return Ok(Ok(())) };
+    let socket = wire::transport(SOCKET_TLS, &UpstreamTlsContext::type_url(), &context);
     let by_host = choice.automatic && choice.tls.mode() == TlSmode::IstioMutual;
     // Hosts of ORIGINAL_DST clusters have no metadata to match by.
-    if by_host && draft.kind() != Some(DiscoveryType::OriginalDst) {
-        draft.cluster.transport_socket_matches = vec![
-            TransportSocketMatch {
-                name: "tlsMode-istio".to_owned(),
-                r#match: Some(wire::fields([("tlsMode", wire::text("istio"))])),
-                transport_socket: socket,
-            },
-            TransportSocketMatch {
-                name: "tlsMode-disabled".to_owned(),
-                r#match: Some(Struct::default()),
-                transport_socket: Some(wire::raw_buffer(SOCKET_RAW)),
-            },
-        ];
-    } else if socket.is_some() {
-        draft.cluster.transport_socket = socket;
-    }
+    draft.transport = if by_host && draft.kind() != Some(DiscoveryType::OriginalDst) {
+        Transport::ByHost { mutual: socket, plain: wire::raw_buffer(SOCKET_RAW) }
+    } else {
+        Transport::Socket(socket)
+    };
     Ok(Ok(()))
 }
 
-/// The TLS context; none without TLS. Sets SNI and SAN from the request's host where nobody set them.
+/// The encoded TLS context; none without TLS. Sets SNI and SAN from the request's host where nobody set them.
 fn context<E>(
     at: &Situation<'_>,
     draft: &mut Draft,
     tls: &ClientTlsSettings,
     accounts: impl FnOnce() -> Result<Vec<String>, E>,
     is_sidecar: impl FnOnce() -> bool,
-) -> Result<Result<Option<Any>, &'static str>, E> {
+) -> Result<Result<Option<Vec<u8>>, &'static str>, E> {
     let secret = !tls.credential_name.is_empty() && !tls.credential_name.starts_with(PREFIX_CONFIG_MAP);
     let from_credential = matches!(tls.mode(), TlSmode::Simple | TlSmode::Mutual);
     if secret && from_credential && !at.selective && is_sidecar() {
@@ -205,7 +201,7 @@ fn context<E>(
             if let Some(params) = context.common_tls_context.as_mut().and_then(|common| common.tls_params.as_mut()) {
                 comply(&at.settings.compliance, params);
             }
-            Ok(Ok(Some(pack(&context))))
+            Ok(Ok(Some(context.encode_to_vec())))
         }
     }
 }
@@ -228,30 +224,36 @@ pub fn mesh_roots() -> SdsSecretConfig {
 
 /// Mutual TLS of the mesh. Nearly every cluster has it, so it is put together from parts that are encoded already: the fields
 /// of [`UpstreamTlsContext`] by their numbers.
-fn mesh(at: &Situation<'_>, draft: &mut Draft, tls: &ClientTlsSettings) -> Any {
-    let settings = at.settings;
-    let raw = |bytes: &[u8]| Message { parts: vec![Part::Bytes(bytes.to_vec())] };
-    let mut common = raw(&settings.mesh_tls);
-    if settings.metadata_exchange && !settings.no_exchange_alpn {
-        common = common.text(ALPN_PROTOCOLS, "istio-peer-exchange");
-    }
-    common = common.text(ALPN_PROTOCOLS, "istio");
-    if draft.http.is_h2() {
-        common = common.text(ALPN_PROTOCOLS, "h2");
-    }
-    let validation = Message::default().field(1, Message::of(&names(&tls.subject_alt_names)));
-    common = common.field(COMBINED_VALIDATION, validation.field(2, raw(&settings.mesh_roots)));
-    let mut context = Message::default().field(1, common);
-    let sni = if tls.sni.is_empty() && !draft.dynamic { &draft.cluster.name } else { &tls.sni };
-    if !sni.is_empty() {
-        context = context.text(2, sni);
-    }
+fn mesh(at: &Situation<'_>, draft: &mut Draft, tls: &ClientTlsSettings) -> Vec<u8> {
     if draft.dynamic {
         names_from_request(draft, tls);
     }
-    let value =
-        context.parts.into_iter().flat_map(|part| if let Part::Bytes(bytes) = part { bytes } else { Vec::new() });
-    Any { type_url: UpstreamTlsContext::type_url(), value: value.collect() }
+    let settings = at.settings;
+    let h2 = draft.http.is_h2();
+    let sni = if tls.sni.is_empty() && !draft.dynamic { &draft.cluster.name } else { &tls.sni };
+    Fields::of(|context| {
+        context.nested(1, |common| {
+            common.raw(&settings.mesh_tls);
+            if settings.metadata_exchange && !settings.no_exchange_alpn {
+                common.text(ALPN_PROTOCOLS, "istio-peer-exchange");
+            }
+            common.text(ALPN_PROTOCOLS, "istio");
+            if h2 {
+                common.text(ALPN_PROTOCOLS, "h2");
+            }
+            common.nested(COMBINED_VALIDATION, |validation| {
+                validation.nested(1, |names| {
+                    for san in &tls.subject_alt_names {
+                        names.nested(SUBJECT_ALT_NAMES, |name| name.text(EXACT, san));
+                    }
+                });
+                validation.bytes(2, &settings.mesh_roots);
+            });
+        });
+        if !sni.is_empty() {
+            context.text(2, sni);
+        }
+    })
 }
 
 fn custom_context(
@@ -323,24 +325,20 @@ fn names_from_request(draft: &mut Draft, tls: &ClientTlsSettings) {
 /// Wraps what carries the traffic into the PROXY protocol.
 pub fn proxy_protocol(draft: &mut Draft, asked: Option<&ProxyProtocol>) {
     let Some(asked) = asked else { return };
-    let wrap = |inner: TransportSocket| {
-        let config = ProxyProtocolConfig { version: asked.version, ..Default::default() };
-        let transport = ProxyProtocolUpstreamTransport {
-            config: Some(config),
-            transport_socket: Some(inner),
-            ..Default::default()
-        };
-        wire::transport(SOCKET_PROXY, pack(&transport))
+    let config = ProxyProtocolConfig { version: asked.version, ..Default::default() };
+    let outer = ProxyProtocolUpstreamTransport { config: Some(config), ..Default::default() };
+    let wrap = |inner: Vec<u8>| {
+        let transport = Fields::of(|transport| {
+            transport.raw(&outer.encode_to_vec());
+            transport.bytes(INNER_SOCKET, &inner);
+        });
+        wire::transport(SOCKET_PROXY, &ProxyProtocolUpstreamTransport::type_url(), &transport)
     };
-    let cluster = &mut draft.cluster;
-    if cluster.transport_socket.is_none() && cluster.transport_socket_matches.is_empty() {
-        cluster.transport_socket = Some(wrap(wire::raw_buffer("raw_buffer")));
-        return;
-    }
-    cluster.transport_socket = cluster.transport_socket.take().map(wrap);
-    for entry in &mut cluster.transport_socket_matches {
-        entry.transport_socket = entry.transport_socket.take().map(wrap);
-    }
+    draft.transport = match std::mem::take(&mut draft.transport) {
+        Transport::Plain => Transport::Socket(wrap(wire::raw_buffer("raw_buffer"))),
+        Transport::Socket(socket) => Transport::Socket(wrap(socket)),
+        Transport::ByHost { mutual, plain } => Transport::ByHost { mutual: wrap(mutual), plain: wrap(plain) },
+    };
 }
 
 fn versions() -> TlsParameters {

@@ -1,12 +1,12 @@
 //! Small forms of Envoy's messages that several files write.
 
+use trysail_sdk::Fields;
 use trysail_sdk::prost::Name as _;
 use trysail_sdk::prost_types::{Any, Duration, ListValue, Struct, Value, value::Kind};
-use trysail_sdk::proto::any::pack;
 use trysail_sdk::proto::envoy::config::cluster::v3::Filter;
 use trysail_sdk::proto::envoy::config::core::v3::{
-    self as core, Address, ApiVersion, ConfigSource, Pipe, SocketAddress, TransportSocket, TypedExtensionConfig,
-    address, config_source, http1_protocol_options, socket_address, transport_socket,
+    self as core, Address, ApiVersion, ConfigSource, Pipe, SocketAddress, TypedExtensionConfig, address, config_source,
+    http1_protocol_options, socket_address,
 };
 use trysail_sdk::proto::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint,
@@ -27,29 +27,46 @@ pub fn percent(value: f64) -> Percent {
     Percent { value }
 }
 
-/// A text in a struct.
-pub fn text(value: impl Into<String>) -> Value {
-    Value { kind: Some(Kind::StringValue(value.into())) }
-}
+/// Values of a [`Struct`](trysail_sdk::prost_types::Struct), encoded: clusters carry a few in their metadata, each.
+pub mod value {
+    use trysail_sdk::Fields;
 
-/// A truth in a struct.
-pub fn truth(value: bool) -> Value {
-    Value { kind: Some(Kind::BoolValue(value)) }
-}
+    const STRING: u32 = 3;
+    const BOOL: u32 = 4;
+    const STRUCT: u32 = 5;
+    const LIST: u32 = 6;
 
-/// A list in a struct.
-pub fn list(values: Vec<Value>) -> Value {
-    Value { kind: Some(Kind::ListValue(ListValue { values })) }
-}
+    /// A text.
+    pub fn text(text: &str) -> Vec<u8> {
+        Fields::of(|value| value.text(STRING, text))
+    }
 
-/// A struct.
-pub fn fields<const N: usize>(pairs: [(&str, Value); N]) -> Struct {
-    Struct { fields: pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect() }
-}
+    /// A truth.
+    pub fn truth(truth: bool) -> Vec<u8> {
+        Fields::of(|value| value.truth(BOOL, truth))
+    }
 
-/// A struct in a struct.
-pub fn object(fields: Struct) -> Value {
-    Value { kind: Some(Kind::StructValue(fields)) }
+    /// A list of encoded values.
+    pub fn list<'v>(values: impl IntoIterator<Item = &'v [u8]>) -> Vec<u8> {
+        Fields::of(|value| value.nested(LIST, |list| values.into_iter().for_each(|value| list.bytes(1, value))))
+    }
+
+    /// A struct of texts, whose keys come in their order.
+    pub fn texts<const N: usize>(pairs: [(&str, &str); N]) -> Vec<u8> {
+        Fields::of(|value| {
+            value.nested(STRUCT, |object| {
+                pairs.into_iter().for_each(|(key, of)| entry(object, key, |value| value.text(STRING, of)));
+            });
+        })
+    }
+
+    /// An entry of a struct, or of any map whose values are messages.
+    pub fn entry(object: &mut Fields, key: &str, write: impl FnOnce(&mut Fields)) {
+        object.nested(1, |entry| {
+            entry.text(1, key);
+            entry.nested(2, write);
+        });
+    }
 }
 
 /// An extension with its configuration.
@@ -57,14 +74,22 @@ pub fn extension(name: &str, config: Any) -> TypedExtensionConfig {
     TypedExtensionConfig { name: name.to_owned(), typed_config: Some(config) }
 }
 
-/// A transport socket.
-pub fn transport(name: &str, config: Any) -> TransportSocket {
-    TransportSocket { name: name.to_owned(), config_type: Some(transport_socket::ConfigType::TypedConfig(config)) }
+/// A transport socket, encoded. `config`: the bytes of a message of that type.
+pub fn transport(name: &str, type_url: &str, config: &[u8]) -> Vec<u8> {
+    Fields::of(|socket| {
+        socket.text(1, name);
+        socket.nested(3, |any| {
+            any.text(1, type_url);
+            if !config.is_empty() {
+                any.bytes(2, config);
+            }
+        });
+    })
 }
 
 /// Plaintext.
-pub fn raw_buffer(name: &str) -> TransportSocket {
-    transport(name, pack(&RawBuffer {}))
+pub fn raw_buffer(name: &str) -> Vec<u8> {
+    transport(name, &RawBuffer::type_url(), &[])
 }
 
 /// An IP address or host and port; a path where there is no port.
@@ -111,10 +136,14 @@ pub fn ads(initial_fetch_timeout: Option<Duration>) -> ConfigSource {
 
 /// Configuration of the filter by which proxies tell each other who they are over TCP.
 pub fn exchange_config(labels: Vec<String>) -> TypedStruct {
-    let mut config = fields([("protocol", text("istio-peer-exchange")), ("enable_discovery", truth(true))]);
+    let text = |text: String| Value { kind: Some(Kind::StringValue(text)) };
+    let discovers = Value { kind: Some(Kind::BoolValue(true)) };
+    let protocol = text("istio-peer-exchange".to_owned());
+    let mut config =
+        Struct { fields: [("protocol".to_owned(), protocol), ("enable_discovery".to_owned(), discovers)].into() };
     if !labels.is_empty() {
-        let labels = labels.into_iter().map(text).collect();
-        config.fields.insert("additional_labels".to_owned(), list(labels));
+        let list = ListValue { values: labels.into_iter().map(text).collect() };
+        config.fields.insert("additional_labels".to_owned(), Value { kind: Some(Kind::ListValue(list)) });
     }
     TypedStruct {
         type_url: "type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange".to_owned(),

@@ -10,10 +10,12 @@ pub mod component;
 pub mod ctx;
 pub mod destinations;
 pub mod families;
+pub mod fields;
 pub mod hosts;
 pub mod output;
 
 pub use ctx::{Ctx, Host, Level};
+pub use fields::Fields;
 pub use output::{CallRef, Diagnostic, Entry, Failure, Item, Message, Outcome, Output, Part, Severity};
 
 pub use prost;

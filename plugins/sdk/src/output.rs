@@ -62,42 +62,59 @@ impl Message {
     /// Appends the fields of `message`. Fields of one number must come in their order; others may come in any, since
     /// Envoy's decoder does not care, but keep ascending numbers so that equal messages have equal bytes.
     pub fn fields(mut self, message: &impl prost::Message) -> Self {
-        self.bytes(message.encode_to_vec());
+        let len = message.encoded_len();
+        if len > 0 {
+            let bytes = self.tail();
+            bytes.reserve(len);
+            message.encode_raw(bytes);
+        }
         self
     }
 
-    /// Appends encoded fields, joining them with what went before.
-    fn bytes(&mut self, bytes: Vec<u8>) {
-        if bytes.is_empty() {
-            return;
+    /// Appends encoded fields, such as [`Fields`](crate::Fields) makes.
+    pub fn raw(mut self, fields: &[u8]) -> Self {
+        if !fields.is_empty() {
+            self.tail().extend_from_slice(fields);
+        }
+        self
+    }
+
+    /// The bytes at the end, for more to follow.
+    fn tail(&mut self) -> &mut Vec<u8> {
+        if !matches!(self.parts.last(), Some(Part::Bytes(_))) {
+            self.parts.push(Part::Bytes(Vec::new()));
         }
         match self.parts.last_mut() {
-            Some(Part::Bytes(last)) => last.extend_from_slice(&bytes),
-            _ => self.parts.push(Part::Bytes(bytes)),
+            Some(Part::Bytes(bytes)) => bytes,
+            _ => unreachable!("it was put there above"),
         }
     }
 
     /// Appends `inner` as the length-delimited field `number`.
     pub fn field(mut self, number: u32, inner: Message) -> Self {
-        if inner.parts.iter().all(|part| matches!(part, Part::Bytes(_))) {
-            let body: Vec<u8> =
-                inner.parts.into_iter().flat_map(|p| if let Part::Bytes(b) = p { b } else { vec![] }).collect();
-            let mut bytes = Vec::with_capacity(body.len() + 8);
-            prost::encoding::encode_key(number, prost::encoding::WireType::LengthDelimited, &mut bytes);
-            prost::encoding::encode_varint(body.len() as u64, &mut bytes);
-            bytes.extend_from_slice(&body);
-            self.bytes(bytes);
+        if !inner.parts.iter().all(|part| matches!(part, Part::Bytes(_))) {
+            self.parts.push(Part::Open(number));
+            self.parts.extend(inner.parts);
+            self.parts.push(Part::Close);
             return self;
         }
-        self.parts.push(Part::Open(number));
-        self.parts.extend(inner.parts);
-        self.parts.push(Part::Close);
+        let chunks = || inner.parts.iter().filter_map(|part| if let Part::Bytes(b) = part { Some(b) } else { None });
+        let len: usize = chunks().map(Vec::len).sum();
+        let bytes = self.tail();
+        bytes.reserve(len + 10);
+        prost::encoding::encode_key(number, prost::encoding::WireType::LengthDelimited, bytes);
+        prost::encoding::encode_varint(len as u64, bytes);
+        chunks().for_each(|chunk| bytes.extend_from_slice(chunk));
         self
     }
 
     /// Appends a string field.
-    pub fn text(self, number: u32, text: &str) -> Self {
-        self.field(number, Message { parts: vec![Part::Bytes(text.as_bytes().to_vec())] })
+    pub fn text(mut self, number: u32, text: &str) -> Self {
+        let bytes = self.tail();
+        prost::encoding::encode_key(number, prost::encoding::WireType::LengthDelimited, bytes);
+        prost::encoding::encode_varint(text.len() as u64, bytes);
+        bytes.extend_from_slice(text.as_bytes());
+        self
     }
 
     /// Appends `inner` as a `google.protobuf.Any` in field `number`.
