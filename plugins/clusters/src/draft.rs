@@ -222,7 +222,13 @@ impl Draft {
         if self.http.used {
             self.cluster.typed_extension_protocol_options.insert(HTTP_OPTIONS.to_owned(), pack(&self.http.build()));
         }
-        let by_hand = Fields::of(|cluster| {
+        let sockets = match &self.transport {
+            Transport::Plain => 0,
+            Transport::Socket(socket) => socket.len(),
+            Transport::ByHost { mutual, plain } => mutual.len() + plain.len() + 64,
+        };
+        let more = sockets + self.metadata.values().map(|value| value.len() + 24).sum::<usize>() + 32;
+        Message::encoded(Fields::after(&*self.cluster, more, |cluster| {
             if let Transport::Socket(socket) = &self.transport {
                 cluster.bytes(TRANSPORT_SOCKET, socket);
             }
@@ -246,7 +252,6 @@ impl Draft {
                     entry.bytes(3, plain);
                 });
             }
-        });
-        Message::of(&*self.cluster).raw(&by_hand)
+        }))
     }
 }

@@ -12,7 +12,16 @@ pub struct Fields(Vec<u8>);
 impl Fields {
     /// Fields made by `write`.
     pub fn of(write: impl FnOnce(&mut Fields)) -> Vec<u8> {
-        let mut fields = Fields::default();
+        // Room for what a small message needs, since growing step by step costs more than the encoding.
+        let mut fields = Fields(Vec::with_capacity(128));
+        write(&mut fields);
+        fields.0
+    }
+
+    /// The fields of `message`, and then those that `write` appends, of which there are about `more` bytes.
+    pub fn after(message: &impl Message, more: usize, write: impl FnOnce(&mut Fields)) -> Vec<u8> {
+        let mut fields = Fields(Vec::with_capacity(message.encoded_len() + more));
+        message.encode_raw(&mut fields.0);
         write(&mut fields);
         fields.0
     }

@@ -59,6 +59,11 @@ impl Message {
         Message::default().fields(message)
     }
 
+    /// Encoded fields, such as [`Fields`](crate::Fields) makes.
+    pub fn encoded(fields: Vec<u8>) -> Self {
+        Message { parts: if fields.is_empty() { Vec::new() } else { vec![Part::Bytes(fields)] } }
+    }
+
     /// Appends the fields of `message`. Fields of one number must come in their order; others may come in any, since
     /// Envoy's decoder does not care, but keep ascending numbers so that equal messages have equal bytes.
     pub fn fields(mut self, message: &impl prost::Message) -> Self {
@@ -67,14 +72,6 @@ impl Message {
             let bytes = self.tail();
             bytes.reserve(len);
             message.encode_raw(bytes);
-        }
-        self
-    }
-
-    /// Appends encoded fields, such as [`Fields`](crate::Fields) makes.
-    pub fn raw(mut self, fields: &[u8]) -> Self {
-        if !fields.is_empty() {
-            self.tail().extend_from_slice(fields);
         }
         self
     }
