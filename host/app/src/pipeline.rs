@@ -128,18 +128,12 @@ fn outputs() -> Vec<OutputDecl> {
     ]
 }
 
-/// Rules about what must be there: the holes of a message that is judged without its fragments may fill it.
-fn may_be_filled(rule: &str) -> bool {
-    ["required", "min_items", "min_len", "min_bytes"].iter().any(|name| rule.contains(name))
-}
-
 /// Envoy's own field rules, and what the message waits for.
 fn judge(message: &str, bytes: &[u8], whole: bool) -> Verdict {
-    let found = gate::inspect(message, bytes);
-    let counts = found.violations.iter().filter(|violation| whole || !may_be_filled(violation.rule));
+    let found = gate::inspect(message, bytes, whole);
     let awaited = found.references.iter().filter(|reference| reference.target.is_awaited());
     Verdict {
-        objections: counts.map(ToString::to_string).collect(),
+        objections: found.violations.iter().map(ToString::to_string).collect(),
         refs: awaited.map(|reference| format!("{}:{}", reference.target.prefix(), reference.name)).collect(),
         claims: found.claims,
     }

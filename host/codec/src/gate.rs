@@ -10,6 +10,7 @@
 //! compare with istiod before the gate, not after it.
 
 mod check;
+mod clean;
 mod clusters;
 mod plan;
 mod references;
@@ -52,8 +53,14 @@ pub struct Inspected {
     pub claims: Vec<String>,
 }
 
-/// Looks at the message that `bytes` holds; `message_name` may be a type URL too.
-pub fn inspect(message_name: &str, bytes: &[u8]) -> Inspected {
+/// Looks at the message that `bytes` holds; `message_name` may be a type URL too. `whole`: nothing else will be filled in, so what
+/// must be there has to be there.
+pub fn inspect(message_name: &str, bytes: &[u8], whole: bool) -> Inspected {
+    clean::inspect(message_name, bytes, whole).unwrap_or_else(|| inspect_closely(message_name, bytes, whole))
+}
+
+/// Builds the message, and finds the words for every breach.
+fn inspect_closely(message_name: &str, bytes: &[u8], whole: bool) -> Inspected {
     let mut found = Inspected::default();
     match json::decode(message_name, bytes) {
         Ok(message) => {
@@ -68,7 +75,15 @@ pub fn inspect(message_name: &str, bytes: &[u8]) -> Inspected {
             found.violations.push(Violation { path: String::new(), rule, message: error.to_string() });
         }
     }
+    if !whole {
+        found.violations.retain(|violation| !may_be_filled(violation.rule));
+    }
     found
+}
+
+/// Rules about what must be there.
+fn may_be_filled(rule: &str) -> bool {
+    ["required", "min_items", "min_len", "min_bytes"].iter().any(|name| rule.contains(name))
 }
 
 /// Judges the message that `bytes` holds; `message_name` may be a type URL too.
@@ -76,7 +91,7 @@ pub fn inspect(message_name: &str, bytes: &[u8]) -> Inspected {
 /// # Errors
 /// See [`Inspected::violations`].
 pub fn validate(message_name: &str, bytes: &[u8]) -> Result<(), Vec<Violation>> {
-    let Inspected { violations, .. } = inspect(message_name, bytes);
+    let Inspected { violations, .. } = inspect(message_name, bytes, true);
     if violations.is_empty() { Ok(()) } else { Err(violations) }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fmt::Display;
 
-use prost_reflect::{DynamicMessage, Kind, MapKey, Value};
+use prost_reflect::{DynamicMessage, EnumDescriptor, Kind, MapKey, Value};
 use trysail_proto::prost_types::Duration;
 use trysail_proto::validate;
 
@@ -13,7 +13,7 @@ use crate::json;
 use crate::path::Step;
 
 /// What a rule found, before it is known where.
-type Finding = (&'static str, String);
+pub(super) type Finding = (&'static str, String);
 
 /// Judges one field of a message, set or not.
 pub(super) fn field(message: &DynamicMessage, plan: &FieldPlan, place: &Place<'_>, violations: &mut Vec<Violation>) {
@@ -117,13 +117,11 @@ fn count_pairs(count: usize, rules: &validate::MapRules, findings: &mut Vec<Find
 fn single(value: &Value, rules: &Rules, kind: &Kind, place: &Place<'_>, violations: &mut Vec<Violation>) {
     let mut findings = Vec::new();
     match (&rules.check, value) {
-        (Check::Any(rules), Value::Message(any)) => any_type(any, rules, &mut findings),
-        (Check::Duration(range), Value::Message(duration)) => {
-            let seconds = duration.get_field_by_number(1).and_then(|value| value.as_i64());
-            let nanos = duration.get_field_by_number(2).and_then(|value| value.as_i32());
-            let nanos =
-                plan::nanos(Duration { seconds: seconds.unwrap_or_default(), nanos: nanos.unwrap_or_default() });
-            number(nanos, range, "duration", |nanos| format!("{}s", *nanos as f64 / 1e9), &mut findings);
+        (Check::Any(rules), Value::Message(any)) => type_url(&json::any_parts(any).0, rules, &mut findings),
+        (Check::Duration(range), Value::Message(message)) => {
+            let seconds = message.get_field_by_number(1).and_then(|value| value.as_i64()).unwrap_or_default();
+            let nanos = message.get_field_by_number(2).and_then(|value| value.as_i32()).unwrap_or_default();
+            duration(Duration { seconds, nanos }, range, &mut findings);
         }
         // Rules for scalars on a wrapper speak of what it holds.
         (check, Value::Message(wrapper)) if !matches!(check, Check::Nothing) => {
@@ -151,16 +149,21 @@ fn scalar(value: &Value, check: &Check, kind: &Kind, findings: &mut Vec<Finding>
         }
         (Check::Text(rules), Value::String(v)) => text(v, rules, findings),
         (Check::Bytes(rules), Value::Bytes(v)) => bytes(v, rules, findings),
-        (Check::Enum(rules), Value::EnumNumber(v)) => enum_number(*v, rules, kind, findings),
+        (Check::Enum(rules), Value::EnumNumber(v)) => enum_number(*v, rules, kind.as_enum(), findings),
         _ => {}
     }
 }
 
-fn integer(value: i128, range: &Range<i128>, findings: &mut Vec<Finding>) {
+/// A duration against bounds in nanoseconds.
+pub(super) fn duration(value: Duration, range: &Range<i128>, findings: &mut Vec<Finding>) {
+    number(plan::nanos(value), range, "duration", |nanos| format!("{}s", *nanos as f64 / 1e9), findings);
+}
+
+pub(super) fn integer(value: i128, range: &Range<i128>, findings: &mut Vec<Finding>) {
     number(value, range, "int", i128::to_string, findings);
 }
 
-fn number<T: PartialOrd + Copy + Default>(
+pub(super) fn number<T: PartialOrd + Copy + Default>(
     value: T,
     range: &Range<T>,
     family: &'static str,
@@ -224,7 +227,7 @@ fn rule_name(family: &'static str, rule: &'static str) -> &'static str {
     }
 }
 
-fn text(value: &str, text: &TextRules, findings: &mut Vec<Finding>) {
+pub(super) fn text(value: &str, text: &TextRules, findings: &mut Vec<Finding>) {
     let rules = &text.rules;
     if rules.ignore_empty() && value.is_empty() {
         return;
@@ -296,7 +299,7 @@ fn fits_header(value: &str, header: Header) -> bool {
     }
 }
 
-fn bytes(value: &[u8], rules: &validate::BytesRules, findings: &mut Vec<Finding>) {
+pub(super) fn bytes(value: &[u8], rules: &validate::BytesRules, findings: &mut Vec<Finding>) {
     if rules.ignore_empty() && value.is_empty() {
         return;
     }
@@ -322,8 +325,13 @@ fn bytes(value: &[u8], rules: &validate::BytesRules, findings: &mut Vec<Finding>
     }
 }
 
-fn enum_number(value: i32, rules: &validate::EnumRules, kind: &Kind, findings: &mut Vec<Finding>) {
-    let is_defined = kind.as_enum().is_none_or(|descriptor| descriptor.get_value(value).is_some());
+pub(super) fn enum_number(
+    value: i32,
+    rules: &validate::EnumRules,
+    of: Option<&EnumDescriptor>,
+    findings: &mut Vec<Finding>,
+) {
+    let is_defined = of.is_none_or(|descriptor| descriptor.get_value(value).is_some());
     if rules.defined_only() && !is_defined {
         findings.push(("enum.defined_only", format!("{value} is not a value of this enum")));
     }
@@ -335,9 +343,9 @@ fn enum_number(value: i32, rules: &validate::EnumRules, kind: &Kind, findings: &
     }
 }
 
-fn any_type(any: &DynamicMessage, rules: &validate::AnyRules, findings: &mut Vec<Finding>) {
-    let (type_url, _) = json::any_parts(any);
-    if !rules.r#in.is_empty() && !rules.r#in.contains(&type_url) || rules.not_in.contains(&type_url) {
+pub(super) fn type_url(type_url: &str, rules: &validate::AnyRules, findings: &mut Vec<Finding>) {
+    let is_listed = |list: &[String]| list.iter().any(|listed| listed == type_url);
+    if !rules.r#in.is_empty() && !is_listed(&rules.r#in) || is_listed(&rules.not_in) {
         findings.push(("any.in", format!("{type_url} is not allowed")));
     }
 }

@@ -153,7 +153,7 @@ fn clusters_that_resolve_hosts_check_names() {
 const HOST: &str = "envoy.config.route.v3.VirtualHost";
 
 fn inspected(name: &str, json: serde_json::Value) -> Inspected {
-    inspect(name, &from_json(name, &json, Options::default()).unwrap())
+    inspect(name, &from_json(name, &json, Options::default()).unwrap(), true)
 }
 
 /// What a message names, as `TARGET NAME PATH`.
