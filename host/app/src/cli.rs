@@ -130,6 +130,30 @@ pub struct DiscoveryFlags {
     /// Metrics and version.
     #[arg(long = "monitoringAddr", default_value = ":15014")]
     pub monitoring_addr: String,
+    /// Levels of detail of the log, SCOPE:LEVEL,...; LEVEL is debug, info, warn, error or none. Without it RUST_LOG counts.
+    #[arg(long = "log_output_level", value_name = "LEVELS")]
+    pub log_output_level: Option<String>,
+    /// Scopes whose lines say where in the code they come from.
+    #[arg(long = "log_caller", value_name = "SCOPES", default_value = "")]
+    pub log_caller: String,
+    /// Writes the log as JSON.
+    #[arg(long = "log_as_json", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false)]
+    pub log_as_json: bool,
+    /// Where the log goes: stdout, stderr or a file; may be given more than once.
+    #[arg(long = "log_target", value_name = "TARGET", value_delimiter = ',')]
+    pub log_target: Vec<String>,
+    /// Where ControlZ listens, for `istioctl admin log`.
+    #[arg(long = "ctrlz_address", default_value = "localhost")]
+    pub ctrlz_address: String,
+    /// Port of ControlZ; 0 for none.
+    #[arg(long = "ctrlz_port", default_value_t = 9876)]
+    pub ctrlz_port: u16,
+    /// Sends traces to an OpenTelemetry collector, http://HOST:4318.
+    #[arg(long = "otlpEndpoint", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
+    /// Share of the traces that are sent, 0 to 1.
+    #[arg(long = "otlpShare", value_name = "SHARE", default_value_t = 1.0)]
+    pub otlp_share: f64,
     /// How long streams may take to end at shutdown.
     #[arg(long = "shutdownDuration", default_value = "10s")]
     pub shutdown_duration: String,
@@ -225,10 +249,9 @@ mod tests {
 
     #[test]
     fn unknown_flags_of_the_server_are_tolerated() {
-        let (kept, unknown) =
-            split("trysail discovery --log_output_level=default:info --configDir d --ctrlz_port 9 --native");
+        let (kept, unknown) = split("trysail discovery --log_rotate=x --configDir d --log_stacktrace_level 9 --native");
         assert_eq!(kept, ["trysail", "discovery", "--configDir", "d", "--native"]);
-        assert_eq!(unknown, ["--log_output_level", "--ctrlz_port"]);
+        assert_eq!(unknown, ["--log_rotate", "--log_stacktrace_level"]);
         assert!(split("trysail render --nonsense x").1.is_empty(), "other commands say what is wrong");
     }
 
@@ -238,5 +261,11 @@ mod tests {
         let cli = Cli::try_parse_from(["trysail", "discovery", "--configDir", "d", "--registries="]).unwrap();
         let Command::Discovery(flags) = cli.command else { panic!("it is discovery") };
         assert_eq!(flags.registries, [""]);
+        assert!(!flags.log_as_json);
+        for (form, as_json) in [("--log_as_json", true), ("--log_as_json=true", true), ("--log_as_json=false", false)] {
+            let cli = Cli::try_parse_from(["trysail", "discovery", form, "--configDir", "d"]).unwrap();
+            let Command::Discovery(flags) = cli.command else { panic!("it is discovery") };
+            assert_eq!((flags.log_as_json, flags.config_dir.is_some()), (as_json, true), "{form}");
+        }
     }
 }

@@ -66,6 +66,19 @@ pub fn duration_of(environment: &dyn Environment, name: &str, default: Duration)
     })
 }
 
+/// A variable that is a truth value as Go writes it; a malformed one is reported and the default used.
+pub fn flag_of(environment: &dyn Environment, name: &str, default: bool) -> bool {
+    let Some(text) = environment.get(name) else { return default };
+    match &*text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => true,
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => false,
+        _ => {
+            tracing::warn!(variable = name, value = text, default, "not true or false; using the default");
+            default
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,10 +1,13 @@
 //! Trysail's binary as a library, so that tests and benches use the very same wiring: folder or cluster to facts, facts to
 //! stages, stages to streams.
 
+pub mod controlz;
 pub mod env;
 pub mod explain;
+pub mod logging;
+pub mod metrics;
 pub mod nowhere;
-mod pages;
+pub mod pages;
 pub mod pipeline;
 pub mod render;
 pub mod security;

@@ -11,16 +11,11 @@ use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
 use cli::{Cli, Command, DiscoveryFlags, ExplainFlags, Format};
 use trysail::pipeline::{self, Mode, Options};
-use trysail::{env, explain, render, security, server, version};
+use trysail::{env, explain, logging, render, security, server, version};
 use trysail_facts::FactsSnapshot;
 
 fn main() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let (args, unknown) = cli::tolerate(std::env::args_os());
-    for flag in unknown {
-        tracing::warn!(flag, "unknown flag ignored, as istiod does");
-    }
     let command = match Cli::try_parse_from(args) {
         Ok(cli) => cli.command,
         Err(help) => {
@@ -30,7 +25,7 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    match run(command) {
+    match run(command, &unknown) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("trysail: {error:#}");
@@ -39,9 +34,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<ExitCode> {
+fn run(command: Command, unknown: &[String]) -> Result<ExitCode> {
+    if !matches!(command, Command::Discovery(_)) {
+        logging::start(&logging::Config::default(), None)?;
+    }
     match command {
-        Command::Discovery(flags) => discovery(*flags)?,
+        Command::Discovery(flags) => discovery(*flags, unknown)?,
         Command::Render { folder, all, out, proxies, native, only, show_secrets, output } => {
             let options = Options { mode: mode(native), hold_back: false, audit_share: 0.0, ..Options::default() };
             match (folder, all) {
@@ -90,7 +88,24 @@ fn component(module: &Path, out: &Path) -> Result<()> {
     Ok(())
 }
 
-fn discovery(flags: DiscoveryFlags) -> Result<()> {
+fn discovery(flags: DiscoveryFlags, unknown: &[String]) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        // Commits run stages' queries, but never stages; plugins are compiled there.
+        .thread_stack_size(trysail_stages::STACK)
+        .build()
+        .context("cannot start the runtime")?;
+    let logs = logging::Config {
+        levels: flags.log_output_level,
+        callers: flags.log_caller,
+        as_json: flags.log_as_json,
+        targets: flags.log_target,
+        export: flags.otlp_endpoint.map(|endpoint| logging::Export { endpoint, share: flags.otlp_share }),
+    };
+    let (scopes, exporting) = logging::start(&logs, Some(runtime.handle()))?;
+    for flag in unknown {
+        tracing::warn!(flag, "unknown flag ignored, as istiod does");
+    }
     let Some(config_dir) = flags.config_dir else {
         bail!("--configDir is missing: reading from a Kubernetes cluster is not there yet");
     };
@@ -126,13 +141,21 @@ fn discovery(flags: DiscoveryFlags) -> Result<()> {
         },
         mode: mode(flags.native),
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        // Commits run stages' queries, but never stages; plugins are compiled there.
-        .thread_stack_size(trysail_stages::STACK)
-        .build()
-        .context("cannot start the runtime")?;
-    runtime.block_on(server::run(config, &env::Process, stopped(), |_| {}))
+    let controlz = (flags.ctrlz_port > 0).then_some((flags.ctrlz_address, flags.ctrlz_port));
+    let served = runtime.block_on(async {
+        if let Some(address) = controlz {
+            match tokio::net::TcpListener::bind(&address).await {
+                Ok(listener) => drop(tokio::spawn(trysail::controlz::serve(listener, scopes))),
+                // It is for looking in; serving does not depend on it.
+                Err(error) => tracing::warn!(?address, %error, "no ControlZ"),
+            }
+        }
+        server::run(config, &env::Process, stopped(), |_| {}).await
+    });
+    if let Some(exporting) = exporting {
+        exporting.stop();
+    }
+    served
 }
 
 /// Done when the process is asked to stop.

@@ -1,33 +1,73 @@
 //! The HTTP pages: readiness, metrics, version, debug.
+//!
+//! ```text
+//!  8080, 15014 ─▶ serve ─▶ /ready, /metrics, /version
+//!                    └───▶ access (who asks, may they) ─┐
+//!  15010, 15012 ─▶ streams ─▶ over_xds (who, may they) ─┴─▶ debug (which page) ─▶ connections, config_dump, mesh, own
+//! ```
+
+mod access;
+mod config_dump;
+mod connections;
+mod debug;
+mod mesh;
+mod over_xds;
+mod own;
+pub(crate) mod page;
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode, Uri};
+use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use prometheus::Encoder as _;
-use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::render;
-use crate::server::Running;
+pub use access::{Access, Viewer};
+pub use debug::Pages;
 
-/// Serves pages until it is dropped. `monitoring` says which of istiod's two ports it is: 15014 has metrics and version.
-pub async fn serve(listener: TcpListener, running: Arc<Running>, monitoring: bool) {
+use crate::server::Running;
+use debug::Query;
+use page::Page;
+
+/// Which of istiod's two ports it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// 8080: readiness and debug.
+    Http,
+    /// 15014: metrics, version and debug.
+    Monitoring,
+}
+
+/// Serves pages until it is dropped.
+pub async fn serve(listener: TcpListener, running: Arc<Running>, port: Port) {
+    let answer = move |request: Request<Incoming>, peer| {
+        let running = running.clone();
+        async move { answer(&running, &request, peer, port).await }
+    };
+    listen(listener, answer).await;
+}
+
+/// Answers requests until it is dropped.
+pub(crate) async fn listen<F, A>(listener: TcpListener, answer: F)
+where
+    F: Fn(Request<Incoming>, SocketAddr) -> A + Clone + Send + Sync + 'static,
+    A: Future<Output = Page> + Send + 'static,
+{
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok((stream, peer)) = listener.accept().await else {
             // Out of file descriptors, say: come back when there may be some again.
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
             continue;
         };
-        let running = running.clone();
+        let answer = answer.clone();
         tokio::spawn(async move {
             let answer = service_fn(|request: Request<Incoming>| {
-                let running = running.clone();
-                async move { Ok::<_, Infallible>(page(&running, request.uri(), monitoring).await) }
+                let page = answer(request, peer);
+                async move { Ok::<_, Infallible>(page.await.into_response()) }
             });
             let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
             if let Err(error) = connection.await {
@@ -37,115 +77,43 @@ pub async fn serve(listener: TcpListener, running: Arc<Running>, monitoring: boo
     }
 }
 
-async fn page(running: &Arc<Running>, uri: &Uri, monitoring: bool) -> Response<Full<Bytes>> {
-    match uri.path() {
-        "/ready" if !monitoring => reply(StatusCode::OK, "text/plain", String::new()),
-        "/metrics" if monitoring => {
-            let mut text = Vec::new();
-            let encoder = prometheus::TextEncoder::new();
-            match encoder.encode(&running.registry.gather(), &mut text) {
-                Ok(()) => reply(StatusCode::OK, encoder.format_type(), text),
-                Err(error) => reply(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
-            }
-        }
-        "/version" if monitoring => reply(StatusCode::OK, "text/plain", crate::version::line()),
-        "/debug" | "/debug/" => reply(StatusCode::OK, "text/plain", PAGES.to_owned()),
-        "/debug/status" => json_page(&status(running)),
-        "/debug/syncz" => json_page(&syncz(running)),
-        "/debug/diagnostics" => {
-            let wanted = uri.query().and_then(|query| query.strip_prefix("proxyID=")).unwrap_or_default();
-            match diagnostics(running, wanted).await {
-                Some(lines) => reply(StatusCode::OK, "text/plain", lines),
-                None => reply(StatusCode::NOT_FOUND, "text/plain", format!("no proxy {wanted:?} is connected\n")),
-            }
-        }
-        _ => reply(StatusCode::NOT_FOUND, "text/plain", "404 page not found\n".to_owned()),
+async fn answer(running: &Arc<Running>, request: &Request<Incoming>, peer: SocketAddr, port: Port) -> Page {
+    match (request.uri().path(), port) {
+        ("/ready", Port::Http) => Page::empty(StatusCode::OK),
+        ("/metrics", Port::Monitoring) => metrics(running, peer),
+        ("/version", Port::Monitoring) => Page::text(StatusCode::OK, crate::version::line()),
+        ("/debug" | "/debug/", _) if running.pages.access.is_on_http => running.pages.index(),
+        (path, _) if running.pages.access.is_on_http => match path.strip_prefix("/debug/") {
+            Some(name) => debug_page(running, request, name, peer).await,
+            None => Page::not_found(),
+        },
+        _ => Page::not_found(),
     }
 }
 
-const PAGES: &str = "/debug/status\n/debug/syncz\n/debug/diagnostics?proxyID=POD.NAMESPACE\n";
-
-/// What stages, plugins and the gate have to say about what a proxy is sent; `None` when it is not connected.
-async fn diagnostics(running: &Arc<Running>, id: &str) -> Option<String> {
-    let connected = running.xds.status().into_iter().find(|status| &*status.proxy.id == id)?;
-    let running = running.clone();
-    // Evaluation belongs on a thread of its own.
-    let asked = tokio::task::spawn_blocking(move || {
-        let scripted = render::Scripted::plain((*connected.proxy).clone());
-        let views = render::views(&running.engine, &scripted, &connected.proxy);
-        let said = render::diagnostics(&running.engine, &connected.proxy, &views);
-        said.iter().map(|diagnostic| format!("{}\n", render::line(diagnostic))).collect()
-    });
-    Some(asked.await.unwrap_or_else(|panic| format!("the question could not be answered: {panic}\n")))
-}
-
-fn reply(status: StatusCode, content_type: &str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let response = Response::builder().status(status).header("content-type", content_type);
-    response.body(Full::new(body.into())).expect("a status and a content type of ours are well-formed")
-}
-
-fn json_page(value: &Value) -> Response<Full<Bytes>> {
-    reply(StatusCode::OK, "application/json", format!("{value:#}\n"))
-}
-
-/// The state of the sources, plugins and the revision served.
-fn status(running: &Running) -> Value {
-    let report = running.report.lock();
-    let folder = &report.folder;
-    let rejections: Vec<Value> = folder
-        .rejections
-        .iter()
-        .map(|rejection| {
-            json!({
-                "file": rejection.origin,
-                "document": rejection.document,
-                "object": rejection.object.as_ref().map(ToString::to_string),
-                "field": rejection.field,
-                "reason": rejection.reason,
-                "lastGoodInForce": rejection.kept_last_good,
-            })
-        })
-        .collect();
-    let plugins: Vec<Value> = report
-        .plugins
-        .iter()
-        .map(|plugin| json!({"name": plugin.name, "digest": plugin.digest, "points": plugin.points, "error": plugin.error}))
-        .collect();
-    json!({
-        "revision": report.revision,
-        "kinds": folder.kinds,
-        "unreadKinds": folder.unread_kinds,
-        "unknownKinds": folder.unknown_kinds,
-        "rejections": rejections,
-        "warnings": folder.warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "plugins": plugins,
-    })
-}
-
-/// The proxies connected and how far they are, after the shape of istiod's `syncz`.
-fn syncz(running: &Running) -> Value {
-    let of = |status: &trysail_xds::status::ProxyStatus| {
-        let types: serde_json::Map<String, Value> = status
-            .types
-            .iter()
-            .map(|(type_url, of_type)| {
-                let state = json!({
-                    "sent": of_type.sent_nonce,
-                    "acked": of_type.acked_nonce,
-                    "lastError": of_type.last_error.as_ref().map(ToString::to_string),
-                });
-                (type_url.to_string(), state)
-            })
-            .collect();
-        json!({
-            "cluster_id": status.proxy.metadata_text("CLUSTER_ID"),
-            "proxy": &*status.proxy.id,
-            "proxy_type": &*status.proxy.proxy_type,
-            "istio_version": status.proxy.metadata_text("ISTIO_VERSION"),
-            "connection": &*status.connection,
-            "revision": status.revision,
-            "resources": types,
-        })
+async fn debug_page(running: &Arc<Running>, request: &Request<Incoming>, name: &str, peer: SocketAddr) -> Page {
+    let Some(page) = running.pages.find(name) else { return Page::not_found() };
+    let access = &running.pages.access;
+    let caller = access.caller(&running.authenticators, peer, request.headers()).await;
+    let viewer = match caller.and_then(|caller| access.admit(running.pages.viewer(caller.as_ref()), name)) {
+        Ok(viewer) => viewer,
+        Err(status) => return Page::empty(status),
     };
-    running.xds.status().iter().map(of).collect()
+    let query = Query::parse(request.uri().query().unwrap_or_default());
+    let (pages, xds) = (running.pages.clone(), running.xds.clone());
+    // Pages look at everything there is, and some translate: not on the runtime's threads.
+    let made = tokio::task::spawn_blocking(move || pages.make(page, &xds, &viewer, &query)).await;
+    made.unwrap_or_else(|panic| Page::text(StatusCode::INTERNAL_SERVER_ERROR, format!("no answer: {panic}\n")))
+}
+
+fn metrics(running: &Running, peer: SocketAddr) -> Page {
+    if running.pages.access.metrics_for_loopback_only && !peer.ip().to_canonical().is_loopback() {
+        return Page::text(StatusCode::FORBIDDEN, "Only requests from localhost are allowed\n");
+    }
+    let mut text = Vec::new();
+    let encoder = prometheus::TextEncoder::new();
+    match encoder.encode(&running.registry.gather(), &mut text) {
+        Ok(()) => Page::of("text/plain; version=0.0.4; charset=utf-8; escaping=underscores", text),
+        Err(error) => Page::text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
 }

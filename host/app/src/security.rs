@@ -17,7 +17,7 @@ use trysail_ca::tls::{Acceptor, ServingConfig, TlsOptions, TrustBundles, serving
 use trysail_ca::{Lifetimes, Signer, SignerProcess};
 use trysail_xds::{AdsService, Server};
 
-use crate::env::{Environment, duration_of};
+use crate::env::{Environment, duration_of, flag_of};
 
 /// What callers of the streams hear who are not known.
 const REFUSAL: &str = "authentication failure";
@@ -78,9 +78,7 @@ impl Config {
     ) -> Result<Config> {
         let mut warnings = Vec::new();
         let text = |name: &str| environment.get(name);
-        let is = |name: &str, default: bool| {
-            text(name).map_or(default, |value| matches!(&*value, "true" | "TRUE" | "True" | "1" | "t" | "T"))
-        };
+        let is = |name: &str, default: bool| flag_of(environment, name, default);
         let list = |name: &str| -> Vec<String> {
             let value = text(name).unwrap_or_default();
             value.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
@@ -193,7 +191,8 @@ pub struct Secure {
     /// Where the key is kept, for people.
     pub place: String,
     tls: Arc<arc_swap::ArcSwap<rustls::ServerConfig>>,
-    authenticators: Arc<Authenticators>,
+    /// Who calls; HTTP pages ask them too.
+    pub authenticators: Arc<Authenticators>,
     certificates: Option<SecureCertificateService>,
     xds_auth: bool,
     metrics: Metrics,

@@ -7,23 +7,27 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use prometheus::Registry;
 use serde_json::Value;
 use tokio::net::TcpSocket;
 use tokio::sync::mpsc;
+use trysail_ca::authenticate::Authenticators;
 use trysail_ca::sds::{self, SecretStore, is_secret};
 use trysail_discovery::{Change, FolderSource, Status};
 use trysail_facts::{FactsSnapshot, Inputs, Settings};
 use trysail_model::ObjectRef;
+use trysail_stages::metrics::EngineCollector;
 use trysail_stages::plugins::{PluginFolder, PluginStatus};
 use trysail_stages::{Engine, EngineTranslator};
 use trysail_xds::{PushInfo, Server, debounce};
 
 use crate::env::{Environment, duration_of};
+use crate::pages::{Access, Pages, Port};
 use crate::pipeline::{self, Mode, Options};
-use crate::security;
 use crate::terminal::Terminal;
+use crate::{metrics, security};
 
 /// Settings of the server, from flags and environment.
 #[derive(Clone, Debug)]
@@ -69,8 +73,10 @@ pub struct Running {
     pub engine: Arc<Engine>,
     /// The streams.
     pub xds: Server,
-    /// State for the debug pages.
-    pub report: Arc<Mutex<Report>>,
+    /// The debug pages.
+    pub pages: Arc<Pages>,
+    /// Who calls the pages.
+    pub authenticators: Arc<Authenticators>,
     /// Metrics.
     pub registry: Registry,
     /// The addresses in use: xDS, readiness, metrics.
@@ -203,14 +209,33 @@ pub async fn run(
             Some((listener, started))
         }
     };
-    let metrics = trysail_xds::Metrics::register(&registry).context("metrics")?;
+    let streams = trysail_xds::Metrics::register(&registry).context("metrics")?;
     engine.counters().register(&registry).context("metrics")?;
+    registry.register(Box::new(EngineCollector::new(engine.clone()))).context("metrics")?;
+    metrics::register_process(&registry).context("metrics")?;
+    let commits = metrics::Commits::register(&registry).context("metrics")?;
+    commits
+        .changes(&FactsSnapshot::new(Inputs::default()), first.changes.added.iter().map(|o| (&o.reference, Some(o))));
+    let report =
+        Arc::new(Mutex::new(Report { folder: first.status.clone(), plugins: Vec::new(), revision: engine.revision() }));
+    let facts = Arc::new(ArcSwap::from_pointee(snapshot));
+    let pages = Arc::new(Pages {
+        access: Access::read(environment, &config.settings.system_namespace),
+        facts: facts.clone(),
+        engine: engine.clone(),
+        secrets: secrets.clone(),
+        report: report.clone(),
+        identifier: crate::version::identifier(environment),
+        problems: Mutex::default(),
+    });
+    metrics::StateCollector::register(&registry, &pages).context("metrics")?;
     let xds = Server::new(
         Arc::new(EngineTranslator(engine.clone())),
         trysail_xds::Config {
-            metrics: metrics.clone(),
+            metrics: streams.clone(),
             secrets: Some(secrets.clone()),
             accepts_unnamed_accounts: security::accepts_unnamed_accounts(environment),
+            debug: Some(pages.clone()),
             on_push: Some({
                 let terminal = terminal.clone();
                 Arc::new(move |report| terminal.pushed(report))
@@ -219,12 +244,11 @@ pub async fn run(
             ..trysail_xds::Config::default()
         },
     );
-    let report =
-        Arc::new(Mutex::new(Report { folder: first.status.clone(), plugins: Vec::new(), revision: engine.revision() }));
     let running = Running {
         engine: engine.clone(),
         xds: xds.clone(),
-        report: report.clone(),
+        pages,
+        authenticators: secure.as_ref().map(|(_, secure)| secure.authenticators.clone()).unwrap_or_default(),
         registry,
         addresses,
         secure_address,
@@ -232,12 +256,13 @@ pub async fn run(
     let plugins = plugins.map(|folder| Arc::new(Mutex::new(folder)));
     let committer = Arc::new(Committer {
         engine: engine.clone(),
-        snapshot: Mutex::new(snapshot),
+        facts,
         secrets,
         files: Mutex::new(files),
         config: config.clone(),
         plugins: plugins.clone(),
         report,
+        metrics: commits,
         terminal: terminal.clone(),
         settings: Mutex::new(first.settings.clone()),
         served: Mutex::new(engine.revision()),
@@ -255,15 +280,15 @@ pub async fn run(
         None => None,
     };
     let running = Arc::new(running);
-    let pages = [(http, false), (monitoring, true)]
-        .map(|(listener, metrics)| tokio::spawn(crate::pages::serve(listener, running.clone(), metrics)));
+    let pages = [(http, Port::Http), (monitoring, Port::Monitoring)]
+        .map(|(listener, port)| tokio::spawn(crate::pages::serve(listener, running.clone(), port)));
     started(&running);
     let over_tls = secure_address.map(|address| format!(", over TLS on {address}")).unwrap_or_default();
     let [grpc_at, http_at, metrics_at] = addresses;
     terminal.say(&format!("xDS on {grpc_at}{over_tls}, ready on {http_at}, metrics on {metrics_at}"));
 
     let pushing = {
-        let (xds, metrics) = (xds.clone(), metrics);
+        let (xds, metrics) = (xds.clone(), streams);
         debounce::run(
             debouncing,
             events_rx,
@@ -401,7 +426,8 @@ impl Files {
 /// Takes changes in: facts, then stages.
 struct Committer {
     engine: Arc<Engine>,
-    snapshot: Mutex<FactsSnapshot>,
+    /// Written here alone, and one commit at a time.
+    facts: Arc<ArcSwap<FactsSnapshot>>,
     /// Secrets and who may have them: not among the facts, which stages see.
     secrets: Arc<SecretStore>,
     files: Mutex<Files>,
@@ -409,6 +435,7 @@ struct Committer {
     config: Config,
     plugins: Option<Arc<Mutex<PluginFolder>>>,
     report: Arc<Mutex<Report>>,
+    metrics: metrics::Commits,
     terminal: Arc<Terminal>,
     /// The newest revision that the streams were told of.
     served: Mutex<u64>,
@@ -430,6 +457,7 @@ const COLLECT_AFTER: u64 = 20_000;
 impl Committer {
     /// Commits what happened. The new revision and why, or nothing when no answer can have moved.
     fn commit(&self, events: Vec<Event>) -> Option<Committed> {
+        let began = Instant::now();
         let mut reasons = Vec::new();
         let mut change = trysail_facts::Change::default();
         let mut objects: BTreeMap<ObjectRef, Option<Arc<trysail_model::Object>>> = BTreeMap::new();
@@ -437,7 +465,6 @@ impl Committer {
         for event in events {
             match event {
                 Event::Folder(folder) => {
-                    reasons.push("config".to_owned());
                     settings_moved |= folder.changes.settings;
                     self.take(&folder, &mut objects);
                     *self.settings.lock() = folder.settings.clone();
@@ -451,9 +478,13 @@ impl Committer {
                     files.mesh = fresh.mesh.or(files.mesh.take());
                     files.networks = fresh.networks.or(files.networks.take());
                     settings_moved = true;
-                    reasons.push("global".to_owned());
                 }
             }
+        }
+        let changes = objects.iter().map(|(reference, object)| (reference, object.as_ref()));
+        reasons.extend(self.metrics.changes(&self.facts.load(), changes));
+        if settings_moved {
+            reasons.push("global".to_owned());
         }
         let mut secrets = self.secrets.apply(objects.iter().map(|(reference, object)| (reference, object.as_ref())));
         for (reference, object) in objects {
@@ -471,10 +502,11 @@ impl Committer {
             change.networks = Some(files.networks(&settings));
         }
         if !change.upserted.is_empty() || !change.deleted.is_empty() || settings_moved {
-            let mut snapshot = self.snapshot.lock();
-            let (next, affected) = snapshot.apply(&change);
-            let advance = self.engine.advance(Arc::new(next.clone()), &affected);
-            *snapshot = next;
+            let (next, affected) = self.facts.load().apply(&change);
+            let next = Arc::new(next);
+            let advance = self.engine.advance(next.clone(), &affected);
+            self.facts.store(next);
+            self.metrics.took(began.elapsed());
             self.terminal.advanced(&advance);
         }
         self.collect();
@@ -511,6 +543,7 @@ impl Committer {
             objects.insert(object.reference.clone(), None);
         }
         for rejection in &folder.reported {
+            self.metrics.refused(rejection.object.as_ref());
             self.terminal.problem(&format!("refused: {rejection}"));
         }
         for rejection in &folder.resolved {

@@ -18,12 +18,14 @@ pub use shape::{Material, ShapeError};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
 use prost::Message as _;
 use serde_json::Value;
 use trysail_model::{Fingerprint, Identity, Object, ObjectRef, Proxy, ResourceName, Secrets};
+use trysail_proto::envoy::extensions::transport_sockets::tls::v3::Secret;
 
 use access::Rbac;
 use references::References;
@@ -47,6 +49,8 @@ pub fn is_secret(reference: &ObjectRef) -> bool {
 
 /// The secrets, and what says who may have them.
 pub struct SecretStore {
+    /// Secrets that were asked for and could not be served, or not to whom asked.
+    n_errors: AtomicU64,
     state: RwLock<State>,
     access: Option<Arc<dyn Access>>,
 }
@@ -64,7 +68,12 @@ struct State {
 impl SecretStore {
     /// A store that asks `access` who may read secrets; without it the role bindings among the objects decide.
     pub fn new(access: Option<Arc<dyn Access>>) -> SecretStore {
-        SecretStore { state: RwLock::default(), access }
+        SecretStore { n_errors: AtomicU64::new(0), state: RwLock::default(), access }
+    }
+
+    /// Times that a secret was asked for and could not be served, or not to whom asked.
+    pub fn n_errors(&self) -> u64 {
+        self.n_errors.load(Ordering::Relaxed)
     }
 
     /// Takes changes of objects in. True when something moved that a gateway may be served.
@@ -99,6 +108,7 @@ impl SecretStore {
         let parsed = parsed.inspect_err(|error| tracing::debug!(%error, "a secret was asked for")).ok()??;
         let state = self.state.read();
         let denied = |reason: &str| {
+            self.n_errors.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(proxy = &*proxy.id, %identity, secret = name.as_str(), reason, "a secret was refused");
         };
         let is_own = *parsed.namespace == *identity.namespace;
@@ -136,6 +146,7 @@ impl SecretStore {
         match material {
             Ok(material) => Some(material.to_envoy(name.as_str(), provider).encode_to_vec()),
             Err(error) => {
+                self.n_errors.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(proxy = &*proxy.id, secret = name.as_str(), %error, "a secret cannot be served");
                 None
             }
@@ -158,5 +169,12 @@ impl Secrets for SecretStore {
     fn body(&self, identity: &Identity, proxy: &Proxy, name: &ResourceName, version: Fingerprint) -> Option<Bytes> {
         let encoded = self.encoded(identity, proxy, name)?;
         (Fingerprint::of(&encoded) == version).then(|| encoded.into())
+    }
+
+    fn redacted(&self, identity: &Identity, proxy: &Proxy, name: &ResourceName) -> Option<Bytes> {
+        let encoded = self.encoded(identity, proxy, name)?;
+        // It was encoded from this very message.
+        let secret = Secret::decode(encoded.as_slice()).ok()?;
+        Some(shape::redact(secret).encode_to_vec().into())
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 use prost_types::value::Kind;
-use tonic::{Request, Response, Status, async_trait};
+use tonic::{Code, Request, Response, Status, async_trait};
 use trysail_model::Caller;
 use trysail_proto::istio::v1::auth::istio_certificate_service_server::{
     IstioCertificateService, IstioCertificateServiceServer,
@@ -130,6 +130,18 @@ fn status(error: &IssueError) -> Status {
 #[async_trait]
 impl IstioCertificateService for CertificateService {
     async fn create_certificate(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> Result<Response<IstioCertificateResponse>, Status> {
+        let began = Instant::now();
+        let answer = self.create(request).await;
+        self.metrics.called(answer.as_ref().map_or_else(Status::code, |_| Code::Ok), began.elapsed());
+        answer
+    }
+}
+
+impl CertificateService {
+    async fn create(
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {

@@ -225,3 +225,22 @@ fn accelerators_get_the_key_in_their_own_way() {
     assert_eq!(tls(json!({})).private_key_provider.unwrap().provider_name, "qat");
     assert!(tls(json!({"PROXY_CONFIG": {"concurrency": 1}})).private_key.is_some(), "the proxy's own goes before it");
 }
+
+/// What a dump shows is the public part alone, wherever the key would stand.
+#[test]
+fn dumps_have_no_keys() {
+    let (store, identity) = (store(), Identity::new("td", "edge", "gateway"));
+    let provider = json!({"PROXY_CONFIG": {"privateKeyProvider": {"cryptomb": {"pollDelay": "0.01s"}}}});
+    apply(&store, &[secret("edge", "canary", &[("tls.crt", "C"), ("tls.key", "CANARY-KEY")])]);
+    for metadata in [json!({}), provider] {
+        let proxy = proxy("edge", metadata);
+        let shown = store.redacted(&identity, &proxy, &"kubernetes://canary".into()).unwrap();
+        assert!(!String::from_utf8_lossy(&shown).contains("CANARY"), "{shown:?}");
+        let shown = Secret::decode(shown).unwrap();
+        assert_eq!(parts(&shown.r#type.unwrap()), ["C", "[redacted]", ""]);
+    }
+    let roots = store.redacted(&identity, &proxy("edge", json!({})), &"kubernetes://tls-cacert".into()).unwrap();
+    assert_eq!(parts(&Secret::decode(roots).unwrap().r#type.unwrap()), ["R", "L"]);
+    let stranger = Identity::new("td", "edge", "shop-keeper");
+    assert!(store.redacted(&stranger, &proxy("edge", json!({})), &"kubernetes://tls".into()).is_none());
+}

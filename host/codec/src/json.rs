@@ -1,12 +1,14 @@
 //! JSON of protobuf messages, both ways.
 //!
-//! [`to_json`] prints as Go's protojson does with proto field names, which is how istiod's recorded answers are kept.
+//! [`to_json`] prints as Go's protojson does with proto field names, which is how istiod's recorded answers are kept;
+//! [`to_json_named`] also with JSON names, which is how dumps are read.
 //! [`from_json`] reads what Istio reads (Go's jsonpb): names in either spelling, and Go durations such as `1m30s`.
 
 mod parse;
 mod print;
 mod time;
 
+use print::Place;
 pub(crate) use print::any_parts;
 use prost::DecodeError;
 use prost_reflect::DynamicMessage;
@@ -110,12 +112,29 @@ pub struct Parsed {
 /// # Errors
 /// The type is unknown, or the bytes are not of that type.
 pub fn to_json(type_url: &str, bytes: &[u8]) -> Result<Value, JsonError> {
-    Ok(print::message(&decode(type_url, bytes)?, 0))
+    to_json_named(type_url, bytes, Names::Proto)
+}
+
+/// How a field is named in JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Names {
+    /// As in the .proto file, `version_info`.
+    Proto,
+    /// As protobuf's JSON has it, `versionInfo`.
+    Json,
+}
+
+/// As [`to_json`], with a choice of names.
+///
+/// # Errors
+/// As [`to_json`].
+pub fn to_json_named(type_url: &str, bytes: &[u8], names: Names) -> Result<Value, JsonError> {
+    Ok(print::message(&decode(type_url, bytes)?, Place::top(names)))
 }
 
 /// Prints a message that is decoded already, in the form of [`to_json`].
 pub fn message_to_json(message: &DynamicMessage) -> Value {
-    print::message(message, 0)
+    print::message(message, Place::top(Names::Proto))
 }
 
 /// Reads a document as the message `message_name` and encodes it. Equal documents give equal bytes.

@@ -25,6 +25,7 @@ pub mod allocation;
 pub mod audit;
 pub mod config;
 pub mod documents;
+pub mod dump;
 pub mod endpoints;
 pub mod features;
 pub mod gateways;

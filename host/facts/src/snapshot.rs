@@ -64,6 +64,11 @@ impl FactsSnapshot {
         &self.base
     }
 
+    /// Is there an object of that name?
+    pub fn has(&self, reference: &ObjectRef) -> bool {
+        self.state.objects.contains(&crate::state::object_key(reference))
+    }
+
     /// Number of objects given.
     pub fn n_objects(&self) -> usize {
         self.state.objects.len()
@@ -74,7 +79,7 @@ impl FactsSnapshot {
         self.view().pod_of_proxy(proxy).map(|pod| pod.reference.clone()).into_iter().collect()
     }
 
-    fn view(&self) -> View<'_> {
+    pub(crate) fn view(&self) -> View<'_> {
         View { base: &self.base, state: &self.state }
     }
 }

@@ -116,6 +116,10 @@ pub trait Secrets: Send + Sync {
     /// The encoded secret, judged anew for this caller. `None` when it is gone, no longer allowed, or of another version:
     /// then a push with the newer one is on its way.
     fn body(&self, identity: &Identity, proxy: &Proxy, name: &ResourceName, version: Fingerprint) -> Option<Bytes>;
+
+    /// The encoded secret with `[redacted]` in place of all that is private, for dumps of what this caller has. `None` when it
+    /// is gone or no longer allowed.
+    fn redacted(&self, identity: &Identity, proxy: &Proxy, name: &ResourceName) -> Option<Bytes>;
 }
 
 #[cfg(test)]

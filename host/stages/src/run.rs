@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use bytes::Bytes;
 use trysail_model::{Fingerprint, Query, ResourceName};
-use trysail_sdk::{CallRef, Entry, Level, Outcome, Output};
+use trysail_sdk::{CallRef, Entry, Level, Outcome, Output, Part};
 
 use crate::calls::Call;
 use crate::engine::Engine;
@@ -78,7 +79,9 @@ impl Runner<'_> {
             guest: guest.name().to_owned(),
             last_line: None,
         };
+        let began = Instant::now();
         let (result, asker) = guest.run(&job, Box::new(recorder), &self.limits, false);
+        self.count(guest.name(), began, &result);
         // What a guest was handed comes back; anything else would be a bug in the runner, not in the guest.
         let any: Box<dyn std::any::Any> = asker.into_any();
         let recorder = any.downcast::<Recorder>().expect("a guest returns the asker that it was given");
@@ -92,6 +95,28 @@ impl Runner<'_> {
             Err(Unanswered::Below(fault)) => return Ran { result: Err(Stopped::Asked(fault)), reads, log },
         };
         Ran { result: result.map_err(Stopped::Own), reads, log }
+    }
+
+    /// Counts a run. Its time holds that of the calls that it asked for and that had to run.
+    fn count(&self, guest: &str, began: Instant, result: &Result<Done, Unanswered>) {
+        let counters = &self.engine.counters;
+        let length = |output: &Output| -> usize {
+            let items = output.entries.iter().filter_map(|entry| match entry {
+                Entry::Item(item) => Some(&item.message.parts),
+                Entry::Include(_) => None,
+            });
+            items.flatten().map(|part| if let Part::Bytes(bytes) = part { bytes.len() } else { 0 }).sum()
+        };
+        let (bytes, is_effective) = match result {
+            Ok(Done::Output(output)) => (length(output), !output.entries.is_empty()),
+            Ok(Done::Outcome(Outcome::Replaced(output))) => (length(output), true),
+            Ok(Done::Outcome(Outcome::Unchanged)) => (0, false),
+            Err(_) => return counters.ran(guest, began.elapsed(), 0),
+        };
+        counters.ran(guest, began.elapsed(), bytes);
+        if let Call::Plugin { .. } = &self.memo.call {
+            counters.effect(guest, is_effective);
+        }
     }
 
     fn guest(&self) -> Option<Arc<dyn Guest>> {

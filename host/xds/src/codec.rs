@@ -6,7 +6,7 @@
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use bytes::{Buf, BufMut};
+use bytes::{Buf, BufMut, Bytes};
 use prost::Message;
 use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -14,6 +14,15 @@ use trysail_model::rope::put_varint;
 use trysail_model::{Fingerprint, Resource, ResourceName, TypeUrl};
 
 use crate::request::{Protocol, Request};
+
+/// What goes out.
+#[derive(Debug)]
+pub(crate) enum Frame {
+    /// Resources that streams share.
+    Resources(Outgoing),
+    /// A whole message, for one reader.
+    Message(Bytes),
+}
 
 /// A response that is not encoded yet: references to shared resources.
 #[derive(Debug)]
@@ -147,7 +156,7 @@ impl<X> Default for AdsCodec<X> {
 pub(crate) type Incoming = (Request, usize);
 
 impl<X: Message + Default + Into<Request> + Send + 'static> Codec for AdsCodec<X> {
-    type Encode = Outgoing;
+    type Encode = Frame;
     type Decode = Incoming;
     type Encoder = ResponseEncoder;
     type Decoder = RequestDecoder<X>;
@@ -165,12 +174,20 @@ impl<X: Message + Default + Into<Request> + Send + 'static> Codec for AdsCodec<X
 pub(crate) struct ResponseEncoder;
 
 impl Encoder for ResponseEncoder {
-    type Item = Outgoing;
+    type Item = Frame;
     type Error = Status;
 
-    fn encode(&mut self, response: Outgoing, frame: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        frame.reserve(response.encoded_len());
-        response.write_to(frame);
+    fn encode(&mut self, response: Frame, frame: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        match response {
+            Frame::Resources(response) => {
+                frame.reserve(response.encoded_len());
+                response.write_to(frame);
+            }
+            Frame::Message(message) => {
+                frame.reserve(message.len());
+                frame.put_slice(&message);
+            }
+        }
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use trysail_model::{Proxy, Secrets};
 
-use crate::Metrics;
+use crate::{Debug, Metrics};
 
 /// Whoever wants to know what was sent to whom.
 pub type Observer = dyn Fn(&PushReport) + Send + Sync;
@@ -35,6 +35,8 @@ pub struct Config {
     /// Let a proxy leave out which service account it runs as, as istiod does: then any account of a namespace gets the
     /// configuration of any other.
     pub accepts_unnamed_accounts: bool,
+    /// Answers questions of debug types; without it they are refused.
+    pub debug: Option<Arc<dyn Debug>>,
     /// Where the server counts.
     pub metrics: Metrics,
     /// Called for each response with what it holds, after it was handed to the transport. It runs on the runtime's
@@ -56,6 +58,7 @@ impl Default for Config {
             max_cached_differences: 100_000,
             secrets: None,
             accepts_unnamed_accounts: false,
+            debug: None,
             metrics: Metrics::unregistered(),
             on_push: None,
         }

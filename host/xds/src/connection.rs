@@ -9,8 +9,9 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::{Code, Status, Streaming};
 use trysail_model::{Caller, Identity, Proxy, ResourceName};
 
-use crate::codec::{Incoming, Outgoing};
+use crate::codec::{Frame, Incoming, Outgoing};
 use crate::config::PushReport;
+use crate::debug::{self, Answer, Desk, Question};
 use crate::job::{Done, Reply};
 use crate::kind::Kind;
 use crate::nack;
@@ -27,7 +28,7 @@ pub(crate) async fn run(
     protocol: Protocol,
     origin: Origin,
     mut inbound: Streaming<Incoming>,
-    responses_tx: mpsc::Sender<Result<Outgoing, Status>>,
+    responses_tx: mpsc::Sender<Result<Frame, Status>>,
 ) {
     let served = match open(&server, protocol, origin, &mut inbound).await {
         Ok(Some(connection)) => connection.serve(&mut inbound, &responses_tx).await,
@@ -93,12 +94,14 @@ async fn open(
             continue;
         }
         let mut proxy = first_message(&request)?;
+        let accepts_unnamed = server.accepts_unnamed_accounts();
         let identity = match &origin.caller {
-            Some(caller) => Some(verified(&proxy, caller, request.is_debug(), server.accepts_unnamed_accounts())?),
+            Some(caller) => Some(verified(&proxy, caller, request.is_debug(), accepts_unnamed)?),
             None => None,
         };
+        let is_unnamed = proxy.metadata_text("SERVICE_ACCOUNT").unwrap_or_default().is_empty();
         proxy.identity = identity.as_ref().map(|identity| identity.to_string().into());
-        let secrets = identity.zip(server.secrets().cloned());
+        let secrets = identity.clone().zip(server.secrets().cloned());
         let secrets = secrets.map(|(identity, source)| CallerSecrets { source, identity });
         let admitted = server.admit(protocol, origin.address, proxy);
         tracing::info!(proxy = &*admitted.entry.connection, ?protocol, "connected");
@@ -106,6 +109,9 @@ async fn open(
             server: server.clone(),
             protocol,
             stream: Stream::new(protocol, admitted.entry.proxy(), secrets),
+            asks_only: identity.is_some() && is_unnamed && !accepts_unnamed,
+            identity,
+            desk: Desk::default(),
             admitted,
             pushes_forced: 0,
             pushes_secrets: server.pushes_rx().borrow().n_secrets,
@@ -124,6 +130,12 @@ struct Connection {
     server: Server,
     protocol: Protocol,
     stream: Stream,
+    /// Who is at the other end; unset on the plaintext port.
+    identity: Option<Identity>,
+    /// The caller did not say as which account it runs, so it gets no configuration.
+    asks_only: bool,
+    /// Questions of debug types.
+    desk: Desk,
     /// Its entry in the server's registry, which ends with it.
     admitted: Admitted,
     /// Forced pushes that were taken into account.
@@ -150,28 +162,33 @@ struct Set {
 }
 
 type JobResult = Result<Result<Done, Panicked>, oneshot::error::RecvError>;
+type DebugRx = oneshot::Receiver<Result<Result<(Question, Vec<Answer>), Status>, Panicked>>;
+type DebugResult = Result<Result<Result<(Question, Vec<Answer>), Status>, Panicked>, oneshot::error::RecvError>;
 
 impl Connection {
     /// Runs until the client leaves, or with the status that the stream ends with.
     async fn serve(
         mut self,
         inbound: &mut Streaming<Incoming>,
-        responses_tx: &mpsc::Sender<Result<Outgoing, Status>>,
+        responses_tx: &mpsc::Sender<Result<Frame, Status>>,
     ) -> Result<(), Status> {
         let mut stop = self.server.stop_rx();
+        let mut leave = self.admitted.entry.leave.subscribe();
         let mut pushes = self.server.pushes_rx();
         let mut job_rx = None;
+        let mut debug_rx: Option<DebugRx> = None;
         let mut is_open = true;
         loop {
             // Translating waits for the transport too: what a slow reader does not read is not even made.
-            let wants_permit = self.stream.has_reply() || self.stream.wants_job();
-            if !is_open && !wants_permit && job_rx.is_none() {
+            let wants_permit = self.stream.has_reply() || self.stream.wants_job() || self.desk.wants_permit();
+            if !is_open && !wants_permit && job_rx.is_none() && debug_rx.is_none() {
                 // A client that only asks and closes its side gets its answers first.
                 return Ok(());
             }
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return Err(stopping()),
+                _ = leave.wait_for(|leave| *leave) => return Err(Status::unavailable("disconnected by an operator")),
                 () = responses_tx.closed() => return Ok(()),
                 // Requests before pushes, as in istiod: they say what a push has to hold.
                 received = inbound.message(), if is_open => match received.map_err(transport)? {
@@ -189,12 +206,20 @@ impl Connection {
                     job_rx = None;
                     self.on_job(result)?;
                 }
+                result = finished_debug(&mut debug_rx) => {
+                    debug_rx = None;
+                    self.on_answer(result)?;
+                }
                 permit = responses_tx.reserve(), if wants_permit => {
                     let Ok(permit) = permit else { return Ok(()) };
-                    if self.stream.has_reply() {
+                    if let Some((question, answers)) = self.desk.next_answer() {
+                        permit.send(Ok(self.answer(&question, answers)));
+                    } else if self.stream.has_reply() {
                         if let Some(outgoing) = self.next() {
-                            permit.send(Ok(outgoing));
+                            permit.send(Ok(Frame::Resources(outgoing)));
                         }
+                    } else if let Some(question) = self.desk.next_question() {
+                        debug_rx = Some(self.ask(question));
                     } else {
                         job_rx = Some(self.start_job());
                     }
@@ -205,7 +230,14 @@ impl Connection {
 
     fn on_request(&mut self, request: &Request) -> Result<(), Status> {
         if request.is_debug() {
-            return Err(Status::unauthenticated("authentication required"));
+            if self.server.debug().is_none() {
+                return Err(Status::unauthenticated("authentication required"));
+            }
+            return self.desk.on_request(request);
+        }
+        if self.asks_only {
+            let text = "authorization failed: configuration needs SERVICE_ACCOUNT in the node's metadata";
+            return Err(Status::permission_denied(text));
         }
         if request.is_health() {
             return Ok(());
@@ -216,11 +248,13 @@ impl Connection {
         }
         match event {
             Event::Nothing => {}
-            Event::Acked(kind) => self.admitted.entry.update(kind, |status| {
-                status.acked_nonce.clone_from(&status.sent_nonce);
-                status.acked_version.clone_from(&status.sent_version);
-                status.last_error = None;
-            }),
+            Event::Acked(kind) => {
+                self.admitted.entry.update(kind, |status| {
+                    status.acked_nonce.clone_from(&status.sent_nonce);
+                    status.acked_version.clone_from(&status.sent_version);
+                });
+                self.refuses(kind, None);
+            }
             Event::Expired(kind) => {
                 self.server.metrics().expired_nonce(kind);
                 tracing::debug!(proxy = self.name(), r#type = kind.short(), "expired nonce");
@@ -239,13 +273,47 @@ impl Connection {
         Ok(())
     }
 
+    /// Asks on a thread of the pool: an answer may be long.
+    fn ask(&self, question: Question) -> DebugRx {
+        let (server, identity) = (self.server.clone(), self.identity.clone());
+        self.server.pool().run(Lane::Request, move || {
+            let answers = match server.debug() {
+                Some(debug) => debug.answer(&server, identity.as_ref(), &question)?,
+                None => Vec::new(),
+            };
+            Ok((question, answers))
+        })
+    }
+
+    fn on_answer(&mut self, result: DebugResult) -> Result<(), Status> {
+        match result {
+            Ok(Ok(answered)) => {
+                self.desk.finish(Some(answered?));
+                Ok(())
+            }
+            Ok(Err(Panicked(message))) => {
+                self.server.metrics().internal_error();
+                tracing::error!(proxy = self.name(), message, "a debug request panicked");
+                self.desk.finish(None);
+                Err(Status::internal("the debug request failed"))
+            }
+            Err(_) => Err(stopping()),
+        }
+    }
+
+    fn answer(&mut self, question: &Question, answers: Vec<Answer>) -> Frame {
+        let version = self.server.version();
+        self.n_sent += 1;
+        let nonce = self.server.nonce(&version, self.admitted.number, self.n_sent);
+        let identifier = self.server.debug().map(|debug| debug.identifier());
+        Frame::Message(debug::encode(self.protocol, question, answers, &version, nonce, identifier))
+    }
+
     fn on_nack(&self, nack: Rejected) {
         self.server.metrics().rejected(nack.kind);
         if let Some(kind) = nack.kind {
-            self.admitted.entry.update(kind, |status| {
-                status.n_rejected += 1;
-                status.last_error = Some(nack::cut(&nack.words, nack::MAX_WORDS).to_owned());
-            });
+            self.admitted.entry.update(kind, |status| status.n_rejected += 1);
+            self.refuses(kind, Some(&nack));
         }
         if nack.is_repeated {
             return;
@@ -262,6 +330,19 @@ impl Connection {
             let _reset = Reset(is_tracing);
             nack::log(&*translator, &proxy, &connection, &nack);
         }));
+    }
+
+    /// The proxy refuses a type, or takes it again.
+    fn refuses(&self, kind: Kind, nack: Option<&Rejected>) {
+        let now = nack.map(|nack| nack.code);
+        let mut before = None;
+        self.admitted.entry.update(kind, |status| {
+            before = std::mem::replace(&mut status.last_code, now);
+            status.last_error = nack.map(|nack| nack::cut(&nack.words, nack::MAX_WORDS).to_owned());
+        });
+        if before.is_some() || now.is_some() {
+            self.server.metrics().refuses(kind, &self.stream.proxy().id, before, now);
+        }
     }
 
     fn on_push(&mut self, push: &Push) {
@@ -327,7 +408,7 @@ impl Connection {
             reply.resources =
                 self.stream.secrets().map(|own| own.join(self.stream.proxy(), reply.resources)).unwrap_or_default();
         }
-        let (kind, report) = (reply.kind, self.report(&reply));
+        let (kind, report, view) = (reply.kind, self.report(&reply), reply.view.clone());
         let outgoing = Outgoing {
             protocol: self.protocol,
             type_url: kind.url().clone(),
@@ -341,6 +422,7 @@ impl Connection {
             outgoing.version.as_ref().clone_into(&mut status.sent_version);
             status.sent_at = Some(SystemTime::now());
             status.n_sent += 1;
+            status.view = Some(view);
         });
         if let Some(set) = &mut self.set {
             let (took, waited) = (set.started.elapsed(), set.ready.elapsed());
@@ -401,6 +483,14 @@ impl Drop for Reset {
 async fn finished(job_rx: &mut Option<oneshot::Receiver<Result<Done, Panicked>>>) -> JobResult {
     match job_rx {
         Some(job_rx) => job_rx.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The answer to a debug question, if one is asked.
+async fn finished_debug(debug_rx: &mut Option<DebugRx>) -> DebugResult {
+    match debug_rx {
+        Some(debug_rx) => debug_rx.await,
         None => std::future::pending().await,
     }
 }

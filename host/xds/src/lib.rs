@@ -27,6 +27,7 @@ mod codec;
 pub mod config;
 mod connection;
 pub mod debounce;
+pub mod debug;
 mod diff;
 mod job;
 mod kind;
@@ -45,6 +46,7 @@ mod watch;
 
 pub use config::{Config, PushInfo, PushReport};
 pub use debounce::Debouncer;
+pub use debug::Debug;
 pub use metrics::Metrics;
 pub use request::{Request, first_message};
 pub use server::Server;

@@ -9,6 +9,8 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
+use trysail_model::ids::type_urls;
+
 use crate::kind::Kind;
 
 /// Upper bounds, in seconds, of pushes and of the debouncer.
@@ -21,6 +23,38 @@ const SIZE_BYTES: [f64; 6] = [1.0, 1e4, 1e6, 4e6, 1e7, 4e7];
 /// Versions of proxies that `pilot_xds` tells apart; more are counted as `other`, because clients choose the text.
 const MAX_VERSIONS: usize = 50;
 
+/// Types with a gauge of who refuses them.
+const REJECTED: [(&str, &str); 4] = [
+    (type_urls::CLUSTER, "pilot_xds_cds_reject"),
+    (type_urls::LISTENER, "pilot_xds_lds_reject"),
+    (type_urls::ROUTE, "pilot_xds_rds_reject"),
+    (type_urls::ENDPOINT, "pilot_xds_eds_reject"),
+];
+
+/// A status code as Go names it.
+fn code_name(code: i32) -> &'static str {
+    const NAMES: [&str; 17] = [
+        "OK",
+        "Canceled",
+        "Unknown",
+        "InvalidArgument",
+        "DeadlineExceeded",
+        "NotFound",
+        "AlreadyExists",
+        "PermissionDenied",
+        "ResourceExhausted",
+        "FailedPrecondition",
+        "Aborted",
+        "OutOfRange",
+        "Unimplemented",
+        "Internal",
+        "Unavailable",
+        "DataLoss",
+        "Unauthenticated",
+    ];
+    usize::try_from(code).ok().and_then(|code| NAMES.get(code)).copied().unwrap_or("Unknown")
+}
+
 /// Handles of all metrics of this crate. Clones count into the same metrics.
 #[derive(Clone)]
 pub struct Metrics {
@@ -30,6 +64,9 @@ pub struct Metrics {
     send_time: Histogram,
     config_size: HistogramVec,
     rejects: IntCounterVec,
+    /// By kind of CDS, LDS, RDS and EDS: who refuses, with which status code.
+    rejected_by: [IntGaugeVec; 4],
+    sent_bytes: IntCounterVec,
     expired_nonce: IntCounterVec,
     internal_errors: IntCounter,
     recv_max: IntGauge,
@@ -53,6 +90,8 @@ impl Metrics {
             send_time,
             config_size,
             rejects,
+            rejected_by,
+            sent_bytes,
             expired_nonce,
             internal_errors,
             recv_max,
@@ -61,6 +100,10 @@ impl Metrics {
             debounce_time,
             triggers,
         } = &metrics;
+        for gauge in rejected_by {
+            registry.register(Box::new(gauge.clone()))?;
+        }
+        registry.register(Box::new(sent_bytes.clone()))?;
         registry.register(Box::new(connected.gauge.clone()))?;
         registry.register(Box::new(pushes.clone()))?;
         registry.register(Box::new(push_time.clone()))?;
@@ -103,6 +146,12 @@ impl Metrics {
                 &SIZE_BYTES,
             ),
             rejects: counters("pilot_total_xds_rejects", "Responses rejected by proxies, by type.", "type"),
+            rejected_by: REJECTED.map(|(_, name)| {
+                let opts =
+                    Opts::new(name, "Proxies that refuse what they were sent last, by the status code that they gave.");
+                known(IntGaugeVec::new(opts, &["node", "err"]))
+            }),
+            sent_bytes: counters("trysail_sent_bytes_total", "Bytes of resources sent, by type.", "type"),
             expired_nonce: counters("pilot_xds_expired_nonce", "Requests with an expired nonce, by type.", "type"),
             internal_errors: known(IntCounter::new(
                 "pilot_total_xds_internal_errors",
@@ -135,6 +184,7 @@ impl Metrics {
 
     pub(crate) fn sent(&self, kind: Kind, bytes: usize, took: Duration, waited: Duration) {
         self.pushes.with_label_values(&[kind.short()]).inc();
+        self.sent_bytes.with_label_values(&[kind.short()]).inc_by(bytes as u64);
         self.push_time.with_label_values(&[kind.short()]).observe(took.as_secs_f64());
         self.config_size.with_label_values(&[kind.url().as_str()]).observe(bytes as f64);
         self.send_time.observe(waited.as_secs_f64());
@@ -142,6 +192,21 @@ impl Metrics {
 
     pub(crate) fn rejected(&self, kind: Option<Kind>) {
         self.rejects.with_label_values(&[kind.map_or("unknown", Kind::short)]).inc();
+    }
+
+    /// A proxy refuses a type, or no longer does: `before` and `now` are status codes. Series go when they end, else proxies
+    /// that are gone would fill the memory.
+    pub(crate) fn refuses(&self, kind: Kind, node: &str, before: Option<i32>, now: Option<i32>) {
+        let of = REJECTED.iter().position(|(url, _)| *url == kind.url().as_str());
+        let Some(gauge) = of.and_then(|index| self.rejected_by.get(index)) else { return };
+        if before != now
+            && let Some(code) = before
+        {
+            let _ = gauge.remove_label_values(&[node, code_name(code)]);
+        }
+        if let Some(code) = now {
+            gauge.with_label_values(&[node, code_name(code)]).set(1);
+        }
     }
 
     pub(crate) fn expired_nonce(&self, kind: Kind) {

@@ -15,15 +15,16 @@ use tokio::sync::watch;
 use tonic::transport::server::TcpIncoming;
 use trysail_model::{Proxy, Secrets, Translator};
 
-use crate::Metrics;
 use crate::config::{Config, Observer, PushInfo};
 use crate::diff::DeltaCache;
+use crate::kind::Kind;
 use crate::names::Interner;
 use crate::pool::{Lane, Pool};
 use crate::reflection;
 use crate::request::Protocol;
 use crate::service::AdsService;
 use crate::status::{Entry, ProxyStatus};
+use crate::{Debug, Metrics};
 
 /// A discovery server. Clones are handles of the same server.
 #[derive(Clone)]
@@ -40,6 +41,7 @@ struct Shared {
     on_push: Option<Arc<Observer>>,
     secrets: Option<Arc<dyn Secrets>>,
     accepts_unnamed_accounts: bool,
+    debug: Option<Arc<dyn Debug>>,
     transport: Transport,
     pushes_tx: watch::Sender<Push>,
     stop_tx: watch::Sender<bool>,
@@ -87,6 +89,7 @@ impl Server {
             max_cached_differences,
             secrets,
             accepts_unnamed_accounts,
+            debug,
             metrics,
             on_push,
         } = config;
@@ -107,6 +110,7 @@ impl Server {
             on_push,
             secrets,
             accepts_unnamed_accounts,
+            debug,
             transport: Transport {
                 max_streams,
                 max_receive_bytes,
@@ -221,6 +225,27 @@ impl Server {
         entries.iter().map(|entry| entry.status()).collect()
     }
 
+    /// The first connected proxy whose connection id contains a text, as istiod finds proxies, among those that `accepts`.
+    pub fn find(&self, part: &str, accepts: impl Fn(&Proxy) -> bool) -> Option<ProxyStatus> {
+        let connections = self.shared.connections.lock();
+        let mut found = connections.values().filter(|entry| entry.connection.contains(part));
+        found.find(|entry| accepts(&entry.proxy())).map(|entry| entry.status())
+    }
+
+    /// Ends the streams whose connection id contains a text. The number of them.
+    pub fn disconnect(&self, part: &str) -> usize {
+        let connections = self.shared.connections.lock();
+        let found = connections.values().filter(|entry| entry.connection.contains(part));
+        found.map(|entry| entry.leave.send_replace(true)).count()
+    }
+
+    /// Sends everything that is watched to everybody, changed or not. The number of connected proxies.
+    pub fn push_all(&self) -> usize {
+        let revision = self.shared.translator.revision();
+        self.notify(PushInfo { forced: true, ..PushInfo::new(revision, vec!["debug".to_owned()]) });
+        self.shared.connections.lock().len()
+    }
+
     pub(crate) fn translator(&self) -> &Arc<dyn Translator> {
         &self.shared.translator
     }
@@ -251,6 +276,10 @@ impl Server {
 
     pub(crate) fn accepts_unnamed_accounts(&self) -> bool {
         self.shared.accepts_unnamed_accounts
+    }
+
+    pub(crate) fn debug(&self) -> Option<&Arc<dyn Debug>> {
+        self.shared.debug.as_ref()
     }
 
     pub(crate) fn pushes_rx(&self) -> watch::Receiver<Push> {
@@ -302,6 +331,10 @@ impl Drop for Admitted {
         let shared = &self.server.shared;
         shared.connections.lock().remove(&self.number);
         shared.metrics.connected.remove(&self.version_label);
+        let status = self.entry.status();
+        for (kind, of) in status.types.iter().filter_map(|(url, of)| Some((Kind::of(url.as_str())?, of))) {
+            shared.metrics.refuses(kind, &status.proxy.id, of.last_code, None);
+        }
         tracing::info!(proxy = &*self.entry.connection, "disconnected");
         let (translator, proxy) = (shared.translator.clone(), self.entry.proxy());
         // Nobody waits for it; a panic in it is nobody's either.

@@ -14,7 +14,7 @@ use tonic::{Response, Status, Streaming};
 use trysail_model::Caller;
 use trysail_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 
-use crate::codec::{AdsCodec, Incoming, Outgoing};
+use crate::codec::{AdsCodec, Frame, Incoming};
 use crate::connection::{self, Origin};
 use crate::request::Protocol;
 use crate::server::Server;
@@ -83,8 +83,8 @@ struct Method {
 }
 
 impl StreamingService<Incoming> for Method {
-    type Response = Outgoing;
-    type ResponseStream = ReceiverStream<Result<Outgoing, Status>>;
+    type Response = Frame;
+    type ResponseStream = ReceiverStream<Result<Frame, Status>>;
     type Future = BoxFuture<Response<Self::ResponseStream>, Status>;
 
     fn call(&mut self, request: tonic::Request<Streaming<Incoming>>) -> Self::Future {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
-use trysail_model::{Proxy, TypeUrl, Watched};
+use tokio::sync::watch;
+use trysail_model::{Proxy, TypeUrl, View, Watched};
 
 use crate::kind::{Kind, N_KINDS};
 use crate::request::Protocol;
@@ -50,6 +51,11 @@ pub struct TypeStatus {
     pub n_rejected: u64,
     /// Envoy's words in the last rejection; unset once a later response was acknowledged.
     pub last_error: Option<String>,
+    /// The status code of that rejection.
+    pub last_code: Option<i32>,
+    /// What the proxy has once it took everything sent, shared with its stream; unset before the first response. Of secrets
+    /// it has names alone.
+    pub view: Option<Arc<View>>,
 }
 
 /// A connection's entry in the server's registry. The connection writes, whoever wants the status reads.
@@ -59,6 +65,8 @@ pub(crate) struct Entry {
     protocol: Protocol,
     connected_at: SystemTime,
     address: Option<String>,
+    /// Tells the stream to end.
+    pub(crate) leave: watch::Sender<bool>,
     state: Mutex<State>,
 }
 
@@ -72,7 +80,8 @@ pub(crate) struct State {
 impl Entry {
     pub(crate) fn new(connection: Arc<str>, protocol: Protocol, address: Option<String>, proxy: Arc<Proxy>) -> Self {
         let state = Mutex::new(State { proxy, revision: None, types: Default::default() });
-        Entry { connection, protocol, connected_at: SystemTime::now(), address, state }
+        let leave = watch::Sender::new(false);
+        Entry { connection, protocol, connected_at: SystemTime::now(), address, leave, state }
     }
 
     /// Changes what is shown of a type.
@@ -84,7 +93,11 @@ impl Entry {
     pub(crate) fn watches(&self, kind: Kind, watched: Option<Watched>) {
         let status = &mut self.state.lock().types[kind.index()];
         if status.is_some() || watched.is_some() {
-            status.get_or_insert_default().watched = watched;
+            let status = status.get_or_insert_default();
+            if watched.is_none() {
+                status.view = None;
+            }
+            status.watched = watched;
         }
     }
 

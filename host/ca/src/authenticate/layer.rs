@@ -3,10 +3,11 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
-use tonic::Status;
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::server::NamedService;
+use tonic::{Code, Status};
 
 use super::{Authenticators, Credentials};
 use crate::metrics::Metrics;
@@ -56,6 +57,7 @@ where
         let mut inner = std::mem::replace(&mut self.inner, clone);
         let (authenticators, refusal, metrics) = (self.authenticators.clone(), self.refusal, self.metrics.clone());
         Box::pin(async move {
+            let began = Instant::now();
             if let Some(metrics) = &metrics {
                 metrics.requested();
             }
@@ -68,6 +70,7 @@ where
                 Err(failure) => {
                     if let Some(metrics) = &metrics {
                         metrics.unauthenticated();
+                        metrics.called(Code::Unauthenticated, began.elapsed());
                     }
                     let address = credentials.address.map(|address| address.to_string()).unwrap_or_default();
                     tracing::warn!(address, %failure, "authentication failed");

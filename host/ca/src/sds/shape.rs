@@ -122,6 +122,23 @@ fn inline(bytes: Vec<u8>) -> DataSource {
     DataSource { specifier: Some(data_source::Specifier::InlineBytes(bytes)), ..Default::default() }
 }
 
+/// What a dump may show: names and public parts. What is not known to be public is left out.
+pub fn redact(secret: Secret) -> Secret {
+    let r#type = match secret.r#type {
+        Some(secret::Type::TlsCertificate(certificate)) => Some(secret::Type::TlsCertificate(TlsCertificate {
+            certificate_chain: certificate.certificate_chain,
+            private_key: Some(inline(REDACTED.to_vec())),
+            ..Default::default()
+        })),
+        Some(secret::Type::ValidationContext(roots)) => Some(secret::Type::ValidationContext(roots)),
+        _ => None,
+    };
+    Secret { name: secret.name, r#type }
+}
+
+/// What stands for a private key in dumps, as istiod writes it.
+const REDACTED: &[u8] = b"[redacted]";
+
 /// Hardware that signs for Envoy (`cryptomb`, `qat`).
 fn accelerated(key: &[u8], provider: &Value) -> Option<PrivateKeyProvider> {
     let (kind, settings) = ["cryptomb", "qat"].into_iter().find_map(|kind| Some((kind, provider.get(kind)?)))?;

@@ -2,43 +2,65 @@
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use prost_reflect::{DynamicMessage, Kind, MapKey, ReflectMessage, Value as Field};
+use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, ReflectMessage, Value as Field};
 use serde_json::{Map, Number, Value};
 
-use super::time;
+use super::{Names, time};
 use crate::{MAX_DEPTH, find_message};
 
-/// Prints a message. `depth` counts the messages around it.
-pub(super) fn message(message: &DynamicMessage, depth: usize) -> Value {
-    if let Some(special) = well_known(message, depth) {
-        return special;
-    }
-    Value::Object(sorted(fields(message, depth)))
+/// Where printing is, and how it names fields.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    /// How fields are named.
+    pub(super) names: Names,
+    /// Messages around this one.
+    pub(super) depth: usize,
 }
 
-fn fields(message: &DynamicMessage, depth: usize) -> Vec<(String, Value)> {
+impl Place {
+    pub(super) fn top(names: Names) -> Place {
+        Place { names, depth: 0 }
+    }
+
+    fn deeper(self) -> Place {
+        Place { depth: self.depth + 1, ..self }
+    }
+}
+
+/// Prints a message.
+pub(super) fn message(message: &DynamicMessage, at: Place) -> Value {
+    if let Some(special) = well_known(message, at) {
+        return special;
+    }
+    Value::Object(sorted(fields(message, at)))
+}
+
+fn fields(message: &DynamicMessage, at: Place) -> Vec<(String, Value)> {
     // `fields` yields what protojson prints: fields with presence when set, others when not at their default.
-    message.fields().map(|(field, value)| (field.name().to_owned(), any_field(&field.kind(), value, depth))).collect()
+    let name = |field: &FieldDescriptor| match at.names {
+        Names::Proto => field.name().to_owned(),
+        Names::Json => field.json_name().to_owned(),
+    };
+    message.fields().map(|(field, value)| (name(&field), any_field(&field.kind(), value, at))).collect()
 }
 
 /// A field of any cardinality.
-fn any_field(kind: &Kind, value: &Field, depth: usize) -> Value {
+fn any_field(kind: &Kind, value: &Field, at: Place) -> Value {
     match value {
-        Field::List(items) => Value::Array(items.iter().map(|item| single(kind, item, depth)).collect()),
+        Field::List(items) => Value::Array(items.iter().map(|item| single(kind, item, at)).collect()),
         Field::Map(entries) => {
             let Kind::Message(entry) = kind else {
                 return Value::Null;
             };
             let value_kind = entry.map_entry_value_field().kind();
-            let entries =
-                entries.iter().map(|(key, value)| (map_key(key), single(&value_kind, value, depth))).collect();
+            let entries = entries.iter().map(|(key, value)| (map_key(key), single(&value_kind, value, at))).collect();
             Value::Object(sorted(entries))
         }
-        _ => single(kind, value, depth),
+        _ => single(kind, value, at),
     }
 }
 
-fn single(kind: &Kind, value: &Field, depth: usize) -> Value {
+fn single(kind: &Kind, value: &Field, at: Place) -> Value {
     match value {
         Field::Bool(v) => Value::Bool(*v),
         Field::I32(v) => Value::from(*v),
@@ -51,9 +73,9 @@ fn single(kind: &Kind, value: &Field, depth: usize) -> Value {
         Field::String(v) => Value::String(v.clone()),
         Field::Bytes(v) => Value::String(BASE64_STANDARD.encode(v)),
         Field::EnumNumber(number) => enum_value(kind, *number),
-        Field::Message(inner) => message(inner, depth + 1),
+        Field::Message(inner) => message(inner, at.deeper()),
         // Not below another list or map; protobuf has no such thing.
-        Field::List(_) | Field::Map(_) => any_field(kind, value, depth),
+        Field::List(_) | Field::Map(_) => any_field(kind, value, at),
     }
 }
 
@@ -102,10 +124,10 @@ fn float32(v: f32) -> Value {
 }
 
 /// JSON of the types that protobuf spells in their own way, or `None` for every other type.
-fn well_known(message: &DynamicMessage, depth: usize) -> Option<Value> {
+fn well_known(message: &DynamicMessage, at: Place) -> Option<Value> {
     let descriptor = message.descriptor();
     let json = match descriptor.full_name().strip_prefix("google.protobuf.")? {
-        "Any" => any(message, depth),
+        "Any" => any(message, at),
         "Duration" => {
             let (seconds, nanos) = seconds_and_nanos(message);
             Value::String(time::format_duration(seconds, nanos))
@@ -116,11 +138,11 @@ fn well_known(message: &DynamicMessage, depth: usize) -> Option<Value> {
         }
         "Struct" | "ListValue" => {
             let field = descriptor.get_field(1)?;
-            any_field(&field.kind(), &message.get_field(&field), depth)
+            any_field(&field.kind(), &message.get_field(&field), at)
         }
         // One field of a oneof, or none, which has no JSON of its own.
         "Value" => match message.fields().next() {
-            Some((field, value)) => single(&field.kind(), value, depth),
+            Some((field, value)) => single(&field.kind(), value, at),
             None => Value::Null,
         },
         "FieldMask" => {
@@ -131,7 +153,7 @@ fn well_known(message: &DynamicMessage, depth: usize) -> Option<Value> {
         "BoolValue" | "Int32Value" | "Int64Value" | "UInt32Value" | "UInt64Value" | "FloatValue" | "DoubleValue"
         | "StringValue" | "BytesValue" => {
             let field = descriptor.get_field(1)?;
-            single(&field.kind(), &message.get_field(&field), depth)
+            single(&field.kind(), &message.get_field(&field), at)
         }
         // Prints as `{}` like any other message, but counts as well known within an Any.
         _ => return None,
@@ -165,24 +187,24 @@ pub(super) fn is_under_value(full_name: &str) -> bool {
     )
 }
 
-fn any(message: &DynamicMessage, depth: usize) -> Value {
+fn any(message: &DynamicMessage, at: Place) -> Value {
     let (type_url, bytes) = any_parts(message);
     if type_url.is_empty() && bytes.is_empty() {
         return Value::Object(Map::new());
     }
-    let mut entries = match unpack(&type_url, &bytes, depth) {
+    let mut entries = match unpack(&type_url, &bytes, at) {
         Some(inner) if is_under_value(inner.descriptor().full_name()) => {
-            vec![("value".to_owned(), self::message(&inner, depth + 1))]
+            vec![("value".to_owned(), self::message(&inner, at.deeper()))]
         }
-        Some(inner) => fields(&inner, depth + 1),
+        Some(inner) => fields(&inner, at.deeper()),
         None => vec![("value".to_owned(), Value::String(BASE64_STANDARD.encode(&bytes)))],
     };
     entries.push(("@type".to_owned(), Value::String(type_url)));
     Value::Object(sorted(entries))
 }
 
-fn unpack(type_url: &str, bytes: &[u8], depth: usize) -> Option<DynamicMessage> {
-    if depth >= MAX_DEPTH {
+fn unpack(type_url: &str, bytes: &[u8], at: Place) -> Option<DynamicMessage> {
+    if at.depth >= MAX_DEPTH {
         return None;
     }
     DynamicMessage::decode(find_message(type_url)?, bytes).ok()

@@ -225,3 +225,19 @@ fn value() -> impl Strategy<Value = Value> {
         ]
     })
 }
+
+#[test]
+fn json_names_at_every_depth_and_keys_of_maps_as_they_are() {
+    let json = json!({
+        "eds_cluster_config": {"eds_config": {"resource_api_version": "V3"}, "service_name": "s"},
+        "metadata": {"filter_metadata": {"some_key": {"inner_key": 1}}},
+        "name": "a",
+    });
+    let bytes = from_json(CLUSTER, &json, STRICT).unwrap();
+    let expected = json!({
+        "edsClusterConfig": {"edsConfig": {"resourceApiVersion": "V3"}, "serviceName": "s"},
+        "metadata": {"filterMetadata": {"some_key": {"inner_key": 1}}},
+        "name": "a",
+    });
+    assert_eq!(to_json_named(CLUSTER, &bytes, Names::Json).unwrap(), expected);
+}
