@@ -457,6 +457,7 @@ const COLLECT_AFTER: u64 = 20_000;
 impl Committer {
     /// Commits what happened. The new revision and why, or nothing when no answer can have moved.
     fn commit(&self, events: Vec<Event>) -> Option<Committed> {
+        let span = tracing::info_span!("commit", revision = tracing::field::Empty).entered();
         let began = Instant::now();
         let mut reasons = Vec::new();
         let mut change = trysail_facts::Change::default();
@@ -512,6 +513,7 @@ impl Committer {
         self.collect();
         let revision = self.engine.revision();
         self.report.lock().revision = revision;
+        span.record("revision", revision);
         // A slow call's end has moved the revision before it was told here.
         let served = std::mem::replace(&mut *self.served.lock(), revision);
         (revision != served || secrets).then_some(Committed { revision, reasons, secrets })

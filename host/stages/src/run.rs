@@ -79,6 +79,7 @@ impl Runner<'_> {
             guest: guest.name().to_owned(),
             last_line: None,
         };
+        let _span = tracing::debug_span!("stage", call = %self.memo.call).entered();
         let began = Instant::now();
         let (result, asker) = guest.run(&job, Box::new(recorder), &self.limits, false);
         self.count(guest.name(), began, &result);

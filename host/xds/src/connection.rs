@@ -324,11 +324,11 @@ impl Connection {
         }
         let is_tracing = self.is_tracing_nack.clone();
         let (translator, proxy) = (self.server.translator().clone(), self.stream.proxy().clone());
-        let connection = self.admitted.entry.connection.clone();
+        let (connection, metrics) = (self.admitted.entry.connection.clone(), self.server.metrics().clone());
         // The outcome is a log line; if the translation panics there, the NACK is at least counted.
         drop(self.server.pool().run(Lane::Request, move || {
             let _reset = Reset(is_tracing);
-            nack::log(&*translator, &proxy, &connection, &nack);
+            nack::log(&*translator, &metrics, &proxy, &connection, &nack);
         }));
     }
 
@@ -370,6 +370,7 @@ impl Connection {
             if since.is_some() {
                 metrics.queued(now.elapsed());
             }
+            let _span = tracing::info_span!("translate", proxy = &*job.proxy.id, is_push = since.is_some()).entered();
             job.run(&*translator, &deltas)
         })
     }

@@ -67,6 +67,7 @@ pub struct Metrics {
     /// By kind of CDS, LDS, RDS and EDS: who refuses, with which status code.
     rejected_by: [IntGaugeVec; 4],
     sent_bytes: IntCounterVec,
+    plugin_rejects: IntCounterVec,
     expired_nonce: IntCounterVec,
     internal_errors: IntCounter,
     recv_max: IntGauge,
@@ -92,6 +93,7 @@ impl Metrics {
             rejects,
             rejected_by,
             sent_bytes,
+            plugin_rejects,
             expired_nonce,
             internal_errors,
             recv_max,
@@ -104,6 +106,7 @@ impl Metrics {
             registry.register(Box::new(gauge.clone()))?;
         }
         registry.register(Box::new(sent_bytes.clone()))?;
+        registry.register(Box::new(plugin_rejects.clone()))?;
         registry.register(Box::new(connected.gauge.clone()))?;
         registry.register(Box::new(pushes.clone()))?;
         registry.register(Box::new(push_time.clone()))?;
@@ -151,6 +154,11 @@ impl Metrics {
                     Opts::new(name, "Proxies that refuse what they were sent last, by the status code that they gave.");
                 known(IntGaugeVec::new(opts, &["node", "err"]))
             }),
+            plugin_rejects: counters(
+                "trysail_plugin_rejects_total",
+                "Rejected responses with a resource that a plugin had a part in.",
+                "plugin",
+            ),
             sent_bytes: counters("trysail_sent_bytes_total", "Bytes of resources sent, by type.", "type"),
             expired_nonce: counters("pilot_xds_expired_nonce", "Requests with an expired nonce, by type.", "type"),
             internal_errors: known(IntCounter::new(
@@ -207,6 +215,16 @@ impl Metrics {
         if let Some(code) = now {
             gauge.with_label_values(&[node, code_name(code)]).set(1);
         }
+    }
+
+    /// A response was rejected for a resource that a plugin had a part in.
+    pub(crate) fn rejected_plugin(&self, plugin: &str) {
+        self.plugin_rejects.with_label_values(&[plugin]).inc();
+    }
+
+    /// Rejected responses with a resource that a plugin had a part in.
+    pub fn plugin_rejects(&self, plugin: &str) -> u64 {
+        self.plugin_rejects.with_label_values(&[plugin]).get()
     }
 
     pub(crate) fn expired_nonce(&self, kind: Kind) {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use tonic::Code;
 use trysail_model::{Proxy, Translator, View};
 
+use crate::Metrics;
 use crate::kind::Kind;
 use crate::stream::Rejected;
 
@@ -15,7 +16,7 @@ const MAX_NAMES: usize = 16;
 
 /// Logs a NACK with the objects and stages behind the resources that Envoy names. It asks the translation, so it belongs
 /// on a thread of the pool.
-pub(crate) fn log(translator: &dyn Translator, proxy: &Proxy, connection: &str, nack: &Rejected) {
+pub(crate) fn log(translator: &dyn Translator, metrics: &Metrics, proxy: &Proxy, connection: &str, nack: &Rejected) {
     let Some(kind) = nack.kind else {
         return plain(connection, nack);
     };
@@ -29,6 +30,10 @@ pub(crate) fn log(translator: &dyn Translator, proxy: &Proxy, connection: &str, 
                 stages.push(stage);
             }
         }
+    }
+    // A plugin is known by its name and, behind a sign that names have not, its digest.
+    for (plugin, _) in stages.iter().filter_map(|stage| stage.split_once('@')) {
+        metrics.rejected_plugin(plugin);
     }
     tracing::warn!(
         proxy = connection,

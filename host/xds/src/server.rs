@@ -235,8 +235,12 @@ impl Server {
     /// Ends the streams whose connection id contains a text. The number of them.
     pub fn disconnect(&self, part: &str) -> usize {
         let connections = self.shared.connections.lock();
-        let found = connections.values().filter(|entry| entry.connection.contains(part));
-        found.map(|entry| entry.leave.send_replace(true)).count()
+        let mut n = 0;
+        for entry in connections.values().filter(|entry| entry.connection.contains(part)) {
+            entry.leave.send_replace(true);
+            n += 1;
+        }
+        n
     }
 
     /// Sends everything that is watched to everybody, changed or not. The number of connected proxies.
@@ -262,7 +266,8 @@ impl Server {
         &self.shared.interner
     }
 
-    pub(crate) fn metrics(&self) -> &Metrics {
+    /// Where the server counts.
+    pub fn metrics(&self) -> &Metrics {
         &self.shared.metrics
     }
 

@@ -82,8 +82,9 @@ impl Export {
             .with_resource(Resource::builder().with_service_name("trysail").with_attribute(version).build())
             .build();
         // Spans of our own; the exporter must not export what it does itself.
-        let ours = ["trysail", "trysail_xds", "trysail_stages", "trysail_facts", "trysail_ca"];
-        let ours = Targets::new().with_targets(ours.map(|target| (target, LevelFilter::INFO)));
+        let ours = ["trysail", "trysail_xds", "trysail_facts", "trysail_ca"].map(|target| (target, LevelFilter::INFO));
+        // Calls of stages are many, and what a trace of a push is read for.
+        let ours = Targets::new().with_targets(ours).with_target("trysail_stages", LevelFilter::DEBUG);
         let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("trysail")).with_filter(ours);
         Ok((Box::new(layer), Exporting(provider)))
     }

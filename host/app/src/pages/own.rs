@@ -2,6 +2,8 @@
 
 use hyper::StatusCode;
 use serde_json::{Value, json};
+use trysail_stages::metrics::GuestReading;
+use trysail_stages::plugins::PluginStatus;
 
 use super::debug::Asked;
 use super::page::Page;
@@ -16,6 +18,30 @@ pub fn diagnostics(asked: &Asked<'_>) -> Result<Page, Page> {
     let said = render::diagnostics(engine, &connected.proxy, &views);
     let lines: String = said.iter().map(|diagnostic| format!("{}\n", render::line(diagnostic))).collect();
     Ok(Page::text(StatusCode::OK, lines))
+}
+
+/// A plugin: its code, and what it did since the start.
+fn of_plugin(plugin: &PluginStatus, did: &GuestReading) -> Value {
+    let state = match did {
+        _ if plugin.digest.is_none() => "not loaded",
+        GuestReading { runs: 0, .. } => "not called",
+        GuestReading { effective: 0, ineffective: 0, .. } => "faulty",
+        GuestReading { effective: 0, .. } => "no effect",
+        _ => "effective",
+    };
+    json!({
+        "name": plugin.name,
+        "digest": plugin.digest,
+        "points": plugin.points,
+        "error": plugin.error,
+        "state": state,
+        "runs": did.runs,
+        "seconds": did.seconds,
+        "outputBytes": did.output_bytes,
+        "faults": did.faults,
+        "runsWithEffect": did.effective,
+        "runsWithoutEffect": did.ineffective,
+    })
 }
 
 /// The state of the sources, plugins and the revision served.
@@ -36,10 +62,15 @@ pub fn status(asked: &Asked<'_>) -> Result<Page, Page> {
             })
         })
         .collect();
+    let counters = asked.pages.engine.counters();
     let plugins: Vec<Value> = report
         .plugins
         .iter()
-        .map(|plugin| json!({"name": plugin.name, "digest": plugin.digest, "points": plugin.points, "error": plugin.error}))
+        .map(|plugin| {
+            let mut shown = of_plugin(plugin, &counters.of_guest(&plugin.name));
+            shown["rejections"] = asked.xds.metrics().plugin_rejects(&plugin.name).into();
+            shown
+        })
         .collect();
     let status = json!({
         "revision": report.revision,

@@ -70,11 +70,19 @@ async fn a_nack_names_proxy_type_resource_words_objects_and_stages() {
     let line = &lines[0];
     assert_eq!(line["proxy"], env.server.status()[0].connection.as_ref());
     assert_eq!((line["type"].as_str(), line["resources"].as_str()), (Some("lds"), Some("0.0.0.0_80")));
-    assert_eq!((line["objects"].as_str(), line["stages"].as_str()), (Some("Thing shop/0.0.0.0_80"), Some("listener")));
+    assert_eq!(
+        (line["objects"].as_str(), line["stages"].as_str()),
+        (Some("Thing shop/0.0.0.0_80"), Some("listener, limits@abc"))
+    );
+    assert_eq!(env.metric("trysail_plugin_rejects_total", "limits"), 1.0);
+    assert_eq!(env.metric("pilot_xds_lds_reject", "nacker.ns"), 1.0);
     let detail = line["detail"].as_str().unwrap();
     assert!(detail.starts_with("Error adding/updating listener(s)") && detail.len() <= 2048);
     let status = env.server.status().remove(0);
     let lds = status.types.iter().find(|(url, _)| url.as_str() == LISTENER).unwrap().1;
     assert_eq!((lds.n_rejected, lds.acked_nonce.as_str()), (2, ""));
     assert!(lds.last_error.as_ref().unwrap().starts_with("Error adding"));
+    drop(proxy);
+    // Who is gone refuses nothing.
+    until(|| env.metric("pilot_xds_lds_reject", "nacker.ns") == 0.0).await;
 }
