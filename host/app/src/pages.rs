@@ -80,7 +80,10 @@ where
 async fn answer(running: &Arc<Running>, request: &Request<Incoming>, peer: SocketAddr, port: Port) -> Page {
     match (request.uri().path(), port) {
         ("/ready", Port::Http) => Page::empty(StatusCode::OK),
-        ("/metrics", Port::Monitoring) => metrics(running, peer),
+        ("/metrics", Port::Monitoring) => {
+            let running = running.clone();
+            blocking(move || metrics(&running, peer)).await
+        }
         ("/version", Port::Monitoring) => Page::text(StatusCode::OK, crate::version::line()),
         ("/debug" | "/debug/", _) if running.pages.access.is_on_http => running.pages.index(),
         (path, _) if running.pages.access.is_on_http => match path.strip_prefix("/debug/") {
@@ -101,8 +104,12 @@ async fn debug_page(running: &Arc<Running>, request: &Request<Incoming>, name: &
     };
     let query = Query::parse(request.uri().query().unwrap_or_default());
     let (pages, xds) = (running.pages.clone(), running.xds.clone());
-    // Pages look at everything there is, and some translate: not on the runtime's threads.
-    let made = tokio::task::spawn_blocking(move || pages.make(page, &xds, &viewer, &query)).await;
+    blocking(move || pages.make(page, &xds, &viewer, &query)).await
+}
+
+/// Pages look at everything there is, and some translate: not on the runtime's threads.
+async fn blocking(make: impl FnOnce() -> Page + Send + 'static) -> Page {
+    let made = tokio::task::spawn_blocking(make).await;
     made.unwrap_or_else(|panic| Page::text(StatusCode::INTERNAL_SERVER_ERROR, format!("no answer: {panic}\n")))
 }
 

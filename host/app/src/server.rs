@@ -214,6 +214,7 @@ pub async fn run(
     registry.register(Box::new(EngineCollector::new(engine.clone()))).context("metrics")?;
     metrics::register_process(&registry).context("metrics")?;
     let commits = metrics::Commits::register(&registry).context("metrics")?;
+    first.status.rejections.iter().for_each(|rejection| commits.refused(rejection.object.as_ref()));
     commits
         .changes(&FactsSnapshot::new(Inputs::default()), first.changes.added.iter().map(|o| (&o.reference, Some(o))));
     let report =

@@ -232,15 +232,11 @@ impl Server {
         found.find(|entry| accepts(&entry.proxy())).map(|entry| entry.status())
     }
 
-    /// Ends the streams whose connection id contains a text. The number of them.
-    pub fn disconnect(&self, part: &str) -> usize {
+    /// Ends the stream of a connection id. False when there is none.
+    pub fn disconnect(&self, connection: &str) -> bool {
         let connections = self.shared.connections.lock();
-        let mut n = 0;
-        for entry in connections.values().filter(|entry| entry.connection.contains(part)) {
-            entry.leave.send_replace(true);
-            n += 1;
-        }
-        n
+        let found = connections.values().find(|entry| &*entry.connection == connection);
+        found.inspect(|entry| entry.end()).is_some()
     }
 
     /// Sends everything that is watched to everybody, changed or not. The number of connected proxies.

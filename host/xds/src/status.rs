@@ -84,6 +84,11 @@ impl Entry {
         Entry { connection, protocol, connected_at: SystemTime::now(), address, leave, state }
     }
 
+    /// Tells the stream to end.
+    pub(crate) fn end(&self) {
+        self.leave.send_replace(true);
+    }
+
     /// Changes what is shown of a type.
     pub(crate) fn update(&self, kind: Kind, change: impl FnOnce(&mut TypeStatus)) {
         change(self.state.lock().types[kind.index()].get_or_insert_default());

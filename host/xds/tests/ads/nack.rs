@@ -75,7 +75,7 @@ async fn a_nack_names_proxy_type_resource_words_objects_and_stages() {
         (Some("Thing shop/0.0.0.0_80"), Some("listener, limits@abc"))
     );
     assert_eq!(env.metric("trysail_plugin_rejects_total", "limits"), 1.0);
-    assert_eq!(env.metric("pilot_xds_lds_reject", "nacker.ns"), 1.0);
+    assert_eq!(env.metric("pilot_xds_lds_reject", "nacker.shop"), 1.0);
     let detail = line["detail"].as_str().unwrap();
     assert!(detail.starts_with("Error adding/updating listener(s)") && detail.len() <= 2048);
     let status = env.server.status().remove(0);
@@ -84,5 +84,5 @@ async fn a_nack_names_proxy_type_resource_words_objects_and_stages() {
     assert!(lds.last_error.as_ref().unwrap().starts_with("Error adding"));
     drop(proxy);
     // Who is gone refuses nothing.
-    until(|| env.metric("pilot_xds_lds_reject", "nacker.ns") == 0.0).await;
+    until(|| env.metric("pilot_xds_lds_reject", "nacker.shop") == 0.0).await;
 }
