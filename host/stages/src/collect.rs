@@ -46,8 +46,12 @@ impl Engine {
     /// Drops calls without results and queries without traces; the numbers of both.
     fn collect_names(&self) -> (usize, usize) {
         let _alone = self.in_use.write();
-        // One reference in here, one in the call; a third is a stream's.
-        self.subscriptions.write().retain(|_, (names, _)| Arc::strong_count(names) > 2);
+        // The call itself may hold the set; any other reference is a stream's.
+        self.subscriptions.write().retain(|_, (names, memo)| {
+            let own =
+                matches!(&memo.call, Call::Names { names: own, .. } if std::ptr::eq(Arc::as_ptr(own), names.as_ptr()));
+            names.strong_count() > usize::from(own)
+        });
         let all = self.memos.all();
         let mut live = Live::default();
         for memo in &all {

@@ -1,13 +1,13 @@
 //! The engine: evaluates calls for proxies, remembers what it did, and forgets what a change moved.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashMap;
-use trysail_model::{Affected, Fingerprint, Proxies, Query, QueryDecl, Snapshot};
+use trysail_model::{Affected, Fingerprint, Proxies, Query, QueryDecl, ResourceName, Snapshot};
 
 use crate::calls::Call;
 use crate::fault::FailurePolicy;
@@ -91,9 +91,9 @@ pub(crate) struct Epoch {
 }
 
 /// A set of names that is subscribed to.
-pub(crate) type Names = Arc<BTreeSet<trysail_model::ResourceName>>;
+pub(crate) type Names = Arc<BTreeSet<ResourceName>>;
 /// Calls of sets of names by type and address of the set.
-pub(crate) type Subscriptions = FxHashMap<(&'static str, usize), (Names, Arc<CallMemo>)>;
+pub(crate) type Subscriptions = FxHashMap<(&'static str, usize), (Weak<BTreeSet<ResourceName>>, Arc<CallMemo>)>;
 
 /// The translation engine. Cheap to share; all methods may be called from any thread, but not from the async runtime's.
 pub struct Engine {
@@ -112,7 +112,7 @@ pub struct Engine {
     pub(crate) proxies: ProxyTable,
     pub(crate) counters: Counters,
     /// The calls of sets of names, by type and by the set's address: equal sets are mostly one allocation, and a set of thousands
-    /// of names is not to be hashed for each proxy. The set is kept, so that its address stays its own.
+    /// of names is not to be hashed for each proxy. A weak reference keeps the address its own, and lets the names go.
     pub(crate) subscriptions: RwLock<Subscriptions>,
     pub(crate) retrying: Mutex<BTreeSet<(u32, Fingerprint)>>,
     pub(crate) sampler: AtomicU64,

@@ -54,7 +54,7 @@ impl Engine {
         if subscriptions.len() >= MAX_SUBSCRIPTIONS {
             subscriptions.clear();
         }
-        subscriptions.insert(key, (names.clone(), memo.clone()));
+        subscriptions.insert(key, (Arc::downgrade(names), memo.clone()));
         Some((root.type_url, memo))
     }
 
