@@ -9,9 +9,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use trysail_sdk::facts::{
-    GatewayRoutes, GatewayServer, MergedGateway, Strings, VirtualServiceSummaries, VirtualServiceSummary,
-};
+use trysail_sdk::facts::{GatewayRoutes, GatewayServer, Strings, VirtualServiceSummaries, VirtualServiceSummary};
+use trysail_sdk::prost::{self, Message as _};
 use trysail_sdk::proto::envoy::config::route::v3 as envoy;
 use trysail_sdk::proto::istio::networking::v1alpha3::VirtualService;
 use trysail_sdk::{CallRef, Ctx, Failure, Item, Message, Output, hosts};
@@ -24,8 +23,7 @@ use crate::virtual_service::Part;
 /// The RouteConfiguration of a gateway's route name: one item.
 pub fn route_configuration(ctx: &Ctx<'_>, route_name: &str) -> Result<Output, Failure> {
     let mut output = Output::empty();
-    let merged: MergedGateway = ctx.derived("scope", "merged-gateway", &[])?.unwrap_or_default();
-    let Some(routes) = merged.routes.into_iter().find(|routes| routes.name == route_name) else {
+    let Some(routes) = servers_of(ctx, route_name)? else {
         // Right after a server went, Envoy still asks for the routes of the listener that it drains.
         let empty = envoy::RouteConfiguration {
             name: route_name.to_owned(),
@@ -51,13 +49,46 @@ pub fn route_configuration(ctx: &Ctx<'_>, route_name: &str) -> Result<Output, Fa
 /// `gateway-host` NAME ROUTE-NAME: a virtual host by itself, for plugins.
 pub fn virtual_host(ctx: &Ctx<'_>, name: &str, route_name: &str) -> Result<Output, Failure> {
     let mut output = Output::empty();
-    let merged: MergedGateway = ctx.derived("scope", "merged-gateway", &[])?.unwrap_or_default();
-    if let Some(routes) = merged.routes.into_iter().find(|routes| routes.name == route_name) {
+    if let Some(routes) = servers_of(ctx, route_name)? {
         let found = virtual_hosts(ctx, &routes)?.into_iter().find(|(found, _)| found == name);
         found.into_iter().for_each(|(name, host)| output.item(Item::new(name, host)));
     }
     Ok(output)
 }
+
+/// The merged gateway with its routes still encoded: a gateway may have a thousand, of which a call is about one.
+#[derive(Clone, PartialEq, prost::Message)]
+#[prost(prost_path = "trysail_sdk::prost")]
+struct Encoded {
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    routes: Vec<Vec<u8>>,
+}
+
+/// The name in encoded routes, and nothing else of them.
+#[derive(Clone, PartialEq, prost::Message)]
+#[prost(prost_path = "trysail_sdk::prost")]
+struct Named {
+    #[prost(string, tag = "1")]
+    name: String,
+}
+
+/// The servers that share a route name; none if no server has it.
+fn servers_of(ctx: &Ctx<'_>, route_name: &str) -> Result<Option<GatewayRoutes>, Failure> {
+    let bad = |e: prost::DecodeError| Failure::BadAnswer(format!("routes of the merged gateway: {e}"));
+    let merged: Encoded = ctx.derived("scope", "merged-gateway", &[])?.unwrap_or_default();
+    for routes in &merged.routes {
+        // The name is the first field, so most are told apart by their first bytes.
+        let begins =
+            routes.first() == Some(&NAME_KEY) && routes.get(2..).is_some_and(|r| r.starts_with(route_name.as_bytes()));
+        if (begins || route_name.len() > 127) && Named::decode(routes.as_slice()).map_err(bad)?.name == route_name {
+            return GatewayRoutes::decode(routes.as_slice()).map(Some).map_err(bad);
+        }
+    }
+    Ok(None)
+}
+
+/// How an encoded text in field 1 begins; its length takes one byte up to 127.
+const NAME_KEY: u8 = 0x0a;
 
 /// The virtual hosts of a route configuration with their names, sorted; one that leads nowhere if there is no other.
 fn virtual_hosts(ctx: &Ctx<'_>, routes: &GatewayRoutes) -> Result<Vec<(String, Message)>, Failure> {
@@ -261,6 +292,8 @@ fn encode(host: VirtualHost, attempt_count: bool) -> Message {
 
 #[cfg(test)]
 mod tests {
+    use trysail_sdk::facts::MergedGateway;
+
     use super::*;
     use crate::testing::{Fake, outline, whole};
 

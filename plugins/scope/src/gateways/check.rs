@@ -2,7 +2,7 @@
 //! servers without a certificate. These calls have no items, only diagnostics, and ask nothing about the proxy but which
 //! VirtualServices it sees.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use trysail_sdk::facts::{VirtualServiceSummaries, VirtualServiceSummary};
 use trysail_sdk::proto::istio::networking::v1alpha3::server_tls_settings::TlSmode;
@@ -62,9 +62,15 @@ fn rule_title(rule: &VirtualServiceSummary) -> String {
 /// `scope/unknown-gateways`: reports VirtualServices that name a Gateway which does not exist.
 pub fn unknown(ctx: &Ctx) -> Result<Output, Failure> {
     let mut output = Output::empty();
+    // Each namespace is asked for once: there may be thousands of Gateways in one.
+    let mut known: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for gateway in ctx.virtual_service_gateways()? {
         let (namespace, name) = gateway.split_once('/').unwrap_or_default();
-        if ctx.selectors(KIND, namespace)?.iter().any(|known| known.name == name) {
+        if !known.contains_key(namespace) {
+            let names = ctx.selectors(KIND, namespace)?.into_iter().map(|known| known.name).collect();
+            known.insert(namespace.to_owned(), names);
+        }
+        if known.get(namespace).is_some_and(|names| names.contains(name)) {
             continue;
         }
         let mut reported = BTreeSet::new();
