@@ -20,7 +20,7 @@ pub fn diagnostics(views: &[(&'static str, Arc<View>)]) -> Vec<Diagnostic> {
     for (short, type_url) in [("lds", type_urls::LISTENER), ("rds", type_urls::ROUTE)] {
         for resource in of(short).into_iter().flat_map(|view| &view.resources) {
             let mut known = BTreeSet::new();
-            for reference in gate::inspect(type_url, &resource.body.to_bytes(), true).references {
+            for reference in gate::inspect(type_url, &resource.body.to_bytes(), None).references {
                 let leads_nowhere = reference.target == Target::Cluster && clusters.get(&reference.name).is_none();
                 // One virtual host after the other may say it; the first place tells enough.
                 if leads_nowhere && known.insert(reference.name.clone()) {

@@ -12,7 +12,7 @@ use trysail_stages::component::Runtime;
 use trysail_stages::component::RuntimeConfig;
 use trysail_stages::guest::Guest;
 use trysail_stages::queries::OWN;
-use trysail_stages::{Config, Engine, Limits, Native, NativeCode, OnRun, OutputDecl, Root, Verdict};
+use trysail_stages::{Config, Engine, Limits, Native, NativeCode, Need, OnRun, OutputDecl, Root, Verdict};
 
 /// The built-in stages' code, for native runs.
 pub const NATIVE: [(&str, trysail_sdk::StageFn); 7] = [
@@ -103,34 +103,35 @@ fn roots() -> Vec<Root> {
 
 /// What the functions make, for the gate: fragments are judged by themselves, once.
 fn outputs() -> Vec<OutputDecl> {
-    let decl = |stage, function, message| OutputDecl { function: (stage, function), message };
     const CLUSTER: &str = "envoy.config.cluster.v3.Cluster";
-    const LISTENER: &str = "envoy.config.listener.v3.Listener";
     const ROUTES: &str = "envoy.config.route.v3.RouteConfiguration";
     const ROUTE: &str = "envoy.config.route.v3.Route";
     const VIRTUAL_HOST: &str = "envoy.config.route.v3.VirtualHost";
-    vec![
-        decl("clusters", "service", CLUSTER),
-        decl("clusters", "inbound-port", CLUSTER),
-        decl("clusters", "fixed", CLUSTER),
-        decl("endpoints", "cluster", "envoy.config.endpoint.v3.ClusterLoadAssignment"),
-        decl("routes", "config", ROUTES),
-        decl("routes", "inbound", ROUTES),
-        decl("routes", "virtual-host", VIRTUAL_HOST),
-        decl("routes", "catch-all", VIRTUAL_HOST),
-        decl("routes", "gateway-host", VIRTUAL_HOST),
-        decl("routes", "inbound-host", VIRTUAL_HOST),
-        decl("routes", "virtual-service", ROUTE),
-        decl("routes", "service-default", ROUTE),
-        decl("listeners", "all", LISTENER),
-        decl("listeners", "outbound", LISTENER),
-        decl("listeners", "inbound", LISTENER),
-    ]
+    const LISTENER: &str = "envoy.config.listener.v3.Listener";
+    const CHAIN: &str = "envoy.config.listener.v3.FilterChain";
+    const FILTER: &str = "envoy.config.listener.v3.Filter";
+    let made = |stage: &'static str, message, need, functions: &[&'static str]| {
+        let decl = |function: &&'static str| OutputDecl { function: (stage, *function), message, need };
+        functions.iter().map(decl).collect::<Vec<_>>()
+    };
+    let all = [
+        made("clusters", CLUSTER, Need::Nothing, &["service", "inbound-port", "fixed"]),
+        made("endpoints", "envoy.config.endpoint.v3.ClusterLoadAssignment", Need::Nothing, &["cluster"]),
+        made("routes", ROUTES, Need::Nothing, &["config", "inbound"]),
+        made("routes", VIRTUAL_HOST, Need::Nothing, &["virtual-host", "catch-all", "gateway-host", "inbound-host"]),
+        made("routes", ROUTE, Need::Nothing, &["virtual-service", "service-default"]),
+        made("listeners", LISTENER, Need::Nothing, &["outbound-listener", "http-proxy", "virtual-outbound"]),
+        made("listeners", LISTENER, Need::Nothing, &["inbound", "inbound-bound", "gateway-listener"]),
+        made("listeners", CHAIN, Need::One, &["inbound-chains", "inbound-passthrough", "sni-chains"]),
+        made("listeners", CHAIN, Need::One, &["gateway-https-chain", "gateway-tcp-chain", "gateway-tls-chain"]),
+        made("listeners", FILTER, Need::Each, &["inbound-http", "inbound-tcp", "unknown-destination"]),
+    ];
+    all.concat()
 }
 
 /// Envoy's own field rules, and what the message waits for.
-fn judge(message: &str, bytes: &[u8], whole: bool) -> Verdict {
-    let found = gate::inspect(message, bytes, whole);
+fn judge(message: &str, bytes: &[u8]) -> Verdict {
+    let found = gate::inspect(message, bytes, Some(trysail_stages::HOLES));
     let awaited = found.references.iter().filter(|reference| reference.target.is_awaited());
     Verdict {
         objections: found.violations.iter().map(ToString::to_string).collect(),

@@ -53,18 +53,20 @@ pub struct Inspected {
     pub claims: Vec<String>,
 }
 
-/// Looks at the message that `bytes` holds; `message_name` may be a type URL too. `whole`: nothing else will be filled in, so what
-/// must be there has to be there.
-pub fn inspect(message_name: &str, bytes: &[u8], whole: bool) -> Inspected {
-    clean::inspect(message_name, bytes, whole).unwrap_or_else(|| inspect_closely(message_name, bytes, whole))
+/// Looks at the message that `bytes` holds; `message_name` may be a type URL too.
+///
+/// With `holes` the message is not finished: a field of that number added to another's stands for content of the other that is
+/// yet to come, and of the number itself for content of any field. What such content can mend is no breach.
+pub fn inspect(message_name: &str, bytes: &[u8], holes: Option<u32>) -> Inspected {
+    clean::inspect(message_name, bytes, holes).unwrap_or_else(|| inspect_closely(message_name, bytes, holes))
 }
 
 /// Builds the message, and finds the words for every breach.
-fn inspect_closely(message_name: &str, bytes: &[u8], whole: bool) -> Inspected {
+fn inspect_closely(message_name: &str, bytes: &[u8], holes: Option<u32>) -> Inspected {
     let mut found = Inspected::default();
     match json::decode(message_name, bytes) {
         Ok(message) => {
-            judge(&message, &Place { outer: None, step: None }, 0, &mut found);
+            judge(&message, &Place { outer: None, step: None, holes }, 0, &mut found);
             found.claims = unique::claims(&message);
         }
         Err(error) => {
@@ -75,15 +77,7 @@ fn inspect_closely(message_name: &str, bytes: &[u8], whole: bool) -> Inspected {
             found.violations.push(Violation { path: String::new(), rule, message: error.to_string() });
         }
     }
-    if !whole {
-        found.violations.retain(|violation| !may_be_filled(violation.rule));
-    }
     found
-}
-
-/// Rules about what must be there.
-fn may_be_filled(rule: &str) -> bool {
-    ["required", "min_items", "min_len", "min_bytes"].iter().any(|name| rule.contains(name))
 }
 
 /// Judges the message that `bytes` holds; `message_name` may be a type URL too.
@@ -91,7 +85,7 @@ fn may_be_filled(rule: &str) -> bool {
 /// # Errors
 /// See [`Inspected::violations`].
 pub fn validate(message_name: &str, bytes: &[u8]) -> Result<(), Vec<Violation>> {
-    let Inspected { violations, .. } = inspect(message_name, bytes, true);
+    let Inspected { violations, .. } = inspect(message_name, bytes, None);
     if violations.is_empty() { Ok(()) } else { Err(violations) }
 }
 
@@ -101,7 +95,7 @@ pub fn validate(message_name: &str, bytes: &[u8]) -> Result<(), Vec<Violation>> 
 /// As [`validate`].
 pub fn validate_message(message: &DynamicMessage) -> Result<(), Vec<Violation>> {
     let mut found = Inspected::default();
-    judge(message, &Place { outer: None, step: None }, 0, &mut found);
+    judge(message, &Place { outer: None, step: None, holes: None }, 0, &mut found);
     if found.violations.is_empty() { Ok(()) } else { Err(found.violations) }
 }
 
@@ -111,11 +105,13 @@ struct Place<'a> {
     outer: Option<&'a Place<'a>>,
     /// `None` at the root.
     step: Option<&'a Step<'a>>,
+    /// See [`inspect`].
+    holes: Option<u32>,
 }
 
 impl<'a> Place<'a> {
     fn at(&'a self, step: &'a Step<'a>) -> Place<'a> {
-        Place { outer: Some(self), step: Some(step) }
+        Place { outer: Some(self), step: Some(step), holes: self.holes }
     }
 
     fn render(&self) -> String {
@@ -145,11 +141,18 @@ fn judge(message: &DynamicMessage, place: &Place<'_>, depth: usize, found: &mut 
         if plan.is_disabled {
             return;
         }
+        let awaited = awaited(message, place.holes);
+        let may_come = |field: u32| awaited.contains(&field) || awaited.contains(&0);
         for field in &plan.fields {
+            let n = found.violations.len();
             check::field(message, field, place, &mut found.violations);
+            if may_come(field.field.number()) {
+                let new = found.violations.split_off(n);
+                found.violations.extend(new.into_iter().filter(|violation| !is_for_more(violation.rule)));
+            }
         }
         for oneof in &plan.required_oneofs {
-            if !oneof.fields().any(|field| message.has_field(&field)) {
+            if !oneof.fields().any(|field| message.has_field(&field) || may_come(field.number())) {
                 let step = Step::Field(oneof.name());
                 found.violations.push(place.at(&step).violation("oneof.required", "one of its fields must be set"));
             }
@@ -163,6 +166,17 @@ fn judge(message: &DynamicMessage, place: &Place<'_>, depth: usize, found: &mut 
         let step = Step::Field(field.name());
         judge_value(value, &place.at(&step), depth, found);
     }
+}
+
+/// Numbers of the fields of which more is to come; 0 for any.
+fn awaited(message: &DynamicMessage, holes: Option<u32>) -> Vec<u32> {
+    let of_hole = |first: u32| message.unknown_fields().filter_map(move |field| field.number().checked_sub(first));
+    holes.into_iter().flat_map(of_hole).collect()
+}
+
+/// Rules that ask for something to be there.
+fn is_for_more(rule: &str) -> bool {
+    ["required", "min_items", "min_len", "min_bytes"].iter().any(|name| rule.contains(name))
 }
 
 /// Messages within a value of any cardinality.

@@ -11,7 +11,7 @@ use trysail_model::{Affected, Fingerprint, Proxies, Query, QueryDecl, ResourceNa
 
 use crate::calls::Call;
 use crate::fault::FailurePolicy;
-use crate::gate::{Gate, Gated};
+use crate::gate::{Gate, Gated, Need};
 use crate::guest::{Guest, Limits};
 use crate::memo::{CallMemo, Memos};
 use crate::metrics::Counters;
@@ -42,6 +42,8 @@ pub struct OutputDecl {
     pub function: (&'static str, &'static str),
     /// Full protobuf name of the items' message; empty for facts that are not sent.
     pub message: &'static str,
+    /// What the message around them needs of them.
+    pub need: Need,
 }
 
 /// Is told of each call that a guest ran.

@@ -11,10 +11,10 @@ use trysail_sdk::{CallRef, Diagnostic, Entry, Output, Severity};
 use crate::calls::Call;
 use crate::engine::{Engine, Epoch};
 use crate::fault::{FailurePolicy, Fault, FaultKind};
-use crate::gate::Verdict;
+use crate::gate::{Need, Verdict};
 use crate::memo::{CallMemo, Faulted};
 use crate::metrics::add;
-use crate::node::{Leaf, Node};
+use crate::node::{Judging, Leaf, Node};
 use crate::proxies::ProxyState;
 use crate::queries::{Cell, QueryId, Question};
 use crate::run::{self, Runner};
@@ -163,12 +163,17 @@ impl Engine {
         reads: Arc<[Read]>,
     ) -> Result<Arc<Leaf>, FaultKind> {
         let gate = self.config.gate.clone();
-        let message = self.message_of(memo);
-        let judge = |bytes: &[u8], whole: bool| match (&gate, &message) {
-            (Some(gate), Some(message)) => gate(message, bytes, whole),
+        let made = self.made_by(memo);
+        let judge = |bytes: &[u8]| match (&gate, made) {
+            (Some(gate), Some((message, _))) => gate(message, bytes),
             _ => Verdict::default(),
         };
-        let leaf = Leaf::new(output, reads, |call| self.resolve(call), &judge, self.config.hold_back)
+        let judging = Judging {
+            judge: &judge,
+            need: made.map(|(_, need)| need).unwrap_or_default(),
+            drop_invalid: self.config.hold_back,
+        };
+        let leaf = Leaf::new(output, reads, |call| self.resolve(call), &judging)
             .map_err(|bad| FaultKind::BadOutput(bad.to_string()))?;
         if leaf.n_refused > 0 {
             let why = leaf.diagnostics.iter().filter(|d| d.message.starts_with(crate::gate::FOUND));
@@ -247,7 +252,7 @@ impl Engine {
             field: String::new(),
             message: format!("skipped: {fault}"),
         });
-        let leaf = Leaf::new(output, reads, |call| self.resolve(call), &|_, _| Verdict::default(), false);
+        let leaf = Leaf::new(output, reads, |call| self.resolve(call), &Judging::none());
         let mut leaf = leaf.map_err(|bad| self.fault(memo, FaultKind::BadOutput(bad.to_string())))?;
         leaf.passing = passing;
         for call in &leaf.calls {
@@ -300,7 +305,7 @@ impl Engine {
                 Err(fault) => return Err(fault),
             };
             degraded |= child.degraded;
-            same &= old.as_ref().is_some_and(|old| old.children[i].entries.fingerprint == child.entries.fingerprint);
+            same &= old.as_ref().is_some_and(|old| old.children[i].entries.looks_like(&child.entries));
             children.push(child);
         }
         let (proxy_reads, asked) = self.proxy_reads(cx, &leaf, &children)?;
@@ -358,7 +363,7 @@ impl Engine {
 
     /// A node without items, for what is withheld.
     fn empty_node(&self, memo: &Arc<CallMemo>) -> Arc<Node> {
-        let leaf = Leaf::new(Output::empty(), [].into(), |call| self.resolve(call), &|_, _| Verdict::default(), false);
+        let leaf = Leaf::new(Output::empty(), [].into(), |call| self.resolve(call), &Judging::none());
         let leaf = Arc::new(leaf.expect("an output without items is well-formed"));
         let entries = leaf.assemble(&[], true, &mut Vec::new());
         Arc::new(Node {
@@ -488,19 +493,22 @@ impl Engine {
         self.memos.of(Call::Hook { point: call.hook.as_str().into(), args, inner: Some(memo.id) })
     }
 
-    /// Full name of the message that a call's items are.
-    fn message_of(&self, memo: &CallMemo) -> Option<&'static str> {
+    /// Full name of the message that a call's items are, and what those around them need of them.
+    fn made_by(&self, memo: &CallMemo) -> Option<(&'static str, Need)> {
         let mut call = memo.call.clone();
         loop {
             match call {
                 Call::Stage { stage, function, .. } => {
                     let decl = self.config.outputs.iter().find(|decl| decl.function == (&*stage, &*function))?;
-                    return Some(decl.message).filter(|message| !message.is_empty());
+                    return (!decl.message.is_empty()).then_some((decl.message, decl.need));
                 }
                 Call::Plugin { inner: Some(inner), .. } | Call::Hook { inner: Some(inner), .. } => {
                     call = self.memos.get(inner).call.clone();
                 }
-                Call::Plugin { point, inner: None, .. } => return crate::plugins::inserted_message(&point),
+                // Nothing needs what a plugin adds.
+                Call::Plugin { point, inner: None, .. } => {
+                    return crate::plugins::inserted_message(&point).map(|message| (message, Need::Nothing));
+                }
                 Call::Hook { inner: None, .. } | Call::Names { .. } => return None,
             }
         }

@@ -37,8 +37,39 @@ pub struct Verdict {
     pub claims: Vec<String>,
 }
 
-/// Judges a message: its type's full name, its bytes, and whether they are all of it.
-pub type Gate = dyn Fn(&str, &[u8], bool) -> Verdict + Send + Sync;
+/// Judges a message: its type's full name and its bytes. A hole that is yet to be filled stands in them as a field without
+/// meaning, of a number that [`hole`] makes.
+pub type Gate = dyn Fn(&str, &[u8]) -> Verdict + Send + Sync;
+
+/// Numbers from here on, which no message uses, stand for holes: the number of the field that is to be filled added, or 0 for a
+/// hole whose content is fields itself.
+pub const HOLES: u32 = 400_000_000;
+
+/// The field that stands for a hole.
+pub(crate) fn hole(field: u32) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(6);
+    // A varint of value 0.
+    let mut tag = u64::from(HOLES.saturating_add(field)) << 3;
+    while tag >= 0x80 {
+        bytes.push(u8::try_from(tag & 0x7f).expect("seven bits") | 0x80);
+        tag >>= 7;
+    }
+    bytes.push(u8::try_from(tag).expect("what is left is less than 0x80"));
+    bytes.push(0);
+    bytes
+}
+
+/// What a message cannot do without of those that a function makes for its holes, when Envoy would refuse one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Need {
+    /// Nothing: a route configuration stands without one of its routes.
+    #[default]
+    Nothing,
+    /// At least one: a listener without any filter chain is refused.
+    One,
+    /// Each: a filter chain without its last filter is refused, and would not do what it is for.
+    Each,
+}
 
 /// How diagnostics begin whose cause the gate found.
 pub const FOUND: &str = "envoy would ";

@@ -34,7 +34,7 @@ pub mod views;
 
 pub use engine::{Advance, Config, Engine, Hooked, OnRun, OutputDecl, Root};
 pub use fault::{FailurePolicy, Fault, FaultKind};
-pub use gate::Verdict;
+pub use gate::{HOLES, Need, Verdict};
 pub use guest::{Guest, Limits, Native, NativeCode};
 pub use run::Asked;
 pub use views::EngineTranslator;

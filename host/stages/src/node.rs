@@ -11,7 +11,7 @@ use trysail_model::{Fingerprint, Resource, ResourceName, Rope, View};
 use trysail_sdk::{Diagnostic, Entry, Output, Part};
 
 use crate::engine::Names;
-use crate::gate::{self, Verdict, Waits};
+use crate::gate::{self, Need, Verdict, Waits};
 use crate::memo::CallMemo;
 use crate::trace::Read;
 
@@ -28,6 +28,8 @@ pub struct Leaf {
     /// Stands in for an output after a fault that may be over without any read moving; nodes of it are not remembered.
     pub passing: bool,
     entries: Vec<LeafEntry>,
+    /// What the messages around need of these.
+    need: Need,
     /// The entries of a leaf without calls; every node of it has the same.
     finished: OnceLock<Entries>,
 }
@@ -87,6 +89,8 @@ pub struct EntryList {
     has_claims: bool,
     /// Some item waits for another resource.
     has_refs: bool,
+    /// What is left out of it, told by what the messages around need of it.
+    lacks: Need,
     waits: OnceLock<Arc<Waits>>,
     view: OnceLock<Arc<View>>,
 }
@@ -94,7 +98,12 @@ pub struct EntryList {
 static NEXT_VIEW: AtomicU64 = AtomicU64::new(1);
 
 impl EntryList {
+    /// A list of which nothing is left out here.
     fn new(entries: Vec<NodeEntry>) -> Entries {
+        EntryList::lacking(entries, Need::Nothing)
+    }
+
+    fn lacking(entries: Vec<NodeEntry>, mut lacks: Need) -> Entries {
         let mut hasher = blake3::Hasher::new();
         let (mut n_items, mut has_claims, mut has_refs) = (0, false, false);
         for entry in &entries {
@@ -117,18 +126,24 @@ impl EntryList {
                     n_items += list.n_items;
                     has_claims |= list.has_claims;
                     has_refs |= list.has_refs;
+                    lacks = lacks.max(list.lacks);
                 }
             }
         }
         // "No item" is the absence of an answer, wherever it comes from.
         let fingerprint = if n_items == 0 { Fingerprint::NONE } else { Fingerprint::from_hash(&hasher.finalize()) };
         let (waits, view) = (OnceLock::new(), OnceLock::new());
-        Arc::new(EntryList { entries, fingerprint, n_items, has_claims, has_refs, waits, view })
+        Arc::new(EntryList { entries, fingerprint, n_items, has_claims, has_refs, lacks, waits, view })
     }
 
     /// A list of these items.
     pub(crate) fn of_items(items: impl IntoIterator<Item = Item>) -> Entries {
         EntryList::new(items.into_iter().map(NodeEntry::Item).collect())
+    }
+
+    /// Would a message around it be the same with the other?
+    pub(crate) fn looks_like(&self, other: &EntryList) -> bool {
+        self.fingerprint == other.fingerprint && self.lacks == other.lacks
     }
 
     /// What the items wait for; `None` when they wait for nothing.
@@ -274,12 +289,26 @@ pub enum BadOutput {
     Field(String, u32),
 }
 
-/// Judges the messages of a leaf: this one's bytes, and whether they are all of it.
-pub type Judge<'a> = dyn Fn(&[u8], bool) -> Verdict + 'a;
+/// How the messages of a leaf are judged.
+pub struct Judging<'a> {
+    /// Given a message's own bytes, with fields that stand for its holes.
+    pub judge: &'a dyn Fn(&[u8]) -> Verdict,
+    /// What the messages around need of these.
+    pub need: Need,
+    /// What the judge objects to is left out; else it is only reported.
+    pub drop_invalid: bool,
+}
+
+impl Judging<'_> {
+    /// All pass.
+    pub fn none() -> Judging<'static> {
+        Judging { judge: &|_| Verdict::default(), need: Need::Nothing, drop_invalid: false }
+    }
+}
 
 impl Leaf {
-    /// Takes an output in. `intern` turns references into calls. `judge` is given each item's own bytes and whether
-    /// they are the whole message; what it objects to is reported, and left out when `drop_invalid`.
+    /// Takes an output in. `intern` turns references into calls. What the judge objects to is reported, and left out when it
+    /// is to be.
     ///
     /// # Errors
     /// When the parts do not form messages.
@@ -287,9 +316,9 @@ impl Leaf {
         output: Output,
         reads: Arc<[Read]>,
         mut intern: impl FnMut(&trysail_sdk::CallRef) -> Arc<CallMemo>,
-        judge: &Judge<'_>,
-        drop_invalid: bool,
+        judging: &Judging<'_>,
     ) -> Result<Leaf, BadOutput> {
+        let Judging { judge, need, drop_invalid } = *judging;
         let mut calls = Vec::new();
         let mut entries = Vec::with_capacity(output.entries.len());
         let mut diagnostics = output.diagnostics;
@@ -308,7 +337,7 @@ impl Leaf {
             check(&item.key, &parts)?;
             let own = own_bytes(&parts);
             let whole = !parts.iter().any(|part| matches!(part, Part::Call(_)));
-            let verdict = judge(&own, whole);
+            let verdict = judge(&own);
             // What the bytes say counts, where they say anything of the kind.
             let kind = |claim: &str| claim.split(':').next().map(str::to_owned);
             let mut claims = item.claims;
@@ -351,7 +380,7 @@ impl Leaf {
                 refs: united(item.refs, verdict.refs).into(),
             }));
         }
-        Ok(Leaf { reads, calls, diagnostics, n_refused, passing: false, entries, finished: OnceLock::new() })
+        Ok(Leaf { reads, calls, diagnostics, n_refused, passing: false, entries, need, finished: OnceLock::new() })
     }
 
     /// Is call `i` an inclusion (and not a hole in an item)?
@@ -364,12 +393,12 @@ impl Leaf {
     /// out when `drop_invalid`.
     pub fn assemble(&self, children: &[Arc<Node>], drop_invalid: bool, diagnostics: &mut Vec<Diagnostic>) -> Entries {
         if self.calls.is_empty() {
-            return self.finished.get_or_init(|| EntryList::new(self.items(children, true, &mut Vec::new()))).clone();
+            return self.finished.get_or_init(|| self.list(children, true, &mut Vec::new())).clone();
         }
         if let [LeafEntry::Include(at)] = &self.entries[..] {
             return children[*at].entries.clone();
         }
-        let list = EntryList::new(self.items(children, drop_invalid, diagnostics));
+        let list = self.list(children, drop_invalid, diagnostics);
         if list.has_claims && children.iter().any(|child| child.entries.has_claims) {
             without_conflicts(&list, drop_invalid, diagnostics)
         } else {
@@ -377,21 +406,52 @@ impl Leaf {
         }
     }
 
-    fn items(&self, children: &[Arc<Node>], drop_invalid: bool, diagnostics: &mut Vec<Diagnostic>) -> Vec<NodeEntry> {
-        let entry = |entry: &LeafEntry| match entry {
-            LeafEntry::Include(at) => NodeEntry::Include(children[*at].entries.clone()),
-            LeafEntry::Item(item) => {
-                let body = item.assemble(children, drop_invalid, diagnostics);
-                let version = body.fingerprint();
-                let resource = Arc::new(Resource { name: item.name.clone(), body, version });
-                NodeEntry::Item(Item { resource, claims: item.claims.clone(), refs: item.all_refs(children) })
+    fn list(&self, children: &[Arc<Node>], drop_invalid: bool, diagnostics: &mut Vec<Diagnostic>) -> Entries {
+        let mut lacks = if self.n_refused > 0 { self.need } else { Need::Nothing };
+        let mut entries = Vec::with_capacity(self.entries.len());
+        for entry in &self.entries {
+            let item = match entry {
+                LeafEntry::Include(at) => {
+                    entries.push(NodeEntry::Include(children[*at].entries.clone()));
+                    continue;
+                }
+                LeafEntry::Item(item) => item,
+            };
+            if item.cannot_be(children) {
+                let why = "refuse it without what was left out of it";
+                diagnostics.push(gate::found(item.name.as_str(), why));
+                lacks = lacks.max(self.need);
+                continue;
             }
-        };
-        self.entries.iter().map(entry).collect()
+            let body = item.assemble(children, drop_invalid, diagnostics);
+            let version = body.fingerprint();
+            let resource = Arc::new(Resource { name: item.name.clone(), body, version });
+            entries.push(NodeEntry::Item(Item {
+                resource,
+                claims: item.claims.clone(),
+                refs: item.all_refs(children),
+            }));
+        }
+        EntryList::lacking(entries, lacks)
     }
 }
 
 impl LeafItem {
+    /// Does it lack what it needs for a hole?
+    fn cannot_be(&self, children: &[Arc<Node>]) -> bool {
+        let holes = |part: &LeafPart| match part {
+            LeafPart::Call(at, number) => Some((&children[*at].entries, *number)),
+            _ => None,
+        };
+        let lacking = self.parts.iter().filter_map(holes).filter(|(entries, _)| entries.lacks > Need::Nothing);
+        let is_inline = |number: u32| self.parts.iter().any(|part| matches!(part, LeafPart::Open(n) if *n == number));
+        let is_filled = |number: u32| {
+            self.parts.iter().filter_map(holes).any(|(entries, n)| n == number && entries.n_items > 0)
+                || is_inline(number)
+        };
+        lacking.into_iter().any(|(entries, number)| entries.lacks == Need::Each || !is_filled(number))
+    }
+
     fn assemble(&self, children: &[Arc<Node>], drop_invalid: bool, diagnostics: &mut Vec<Diagnostic>) -> Rope {
         let refused = self.refused(children, diagnostics);
         let is_left_out = |part: usize, item: &Item| {
@@ -497,7 +557,7 @@ fn check(key: &str, parts: &[Part]) -> Result<(), BadOutput> {
     if depth == 0 { Ok(()) } else { Err(BadOutput::Unbalanced(key.to_owned())) }
 }
 
-/// The message as the parts alone make it, holes left empty.
+/// The message as the parts alone make it, with fields that stand for its holes.
 fn own_bytes(parts: &[Part]) -> Vec<u8> {
     if let [Part::Bytes(only)] = parts {
         return only.clone();
@@ -508,7 +568,7 @@ fn own_bytes(parts: &[Part]) -> Vec<u8> {
             Part::Bytes(bytes) => builder.bytes(Bytes::copy_from_slice(bytes)),
             Part::Open(number) => builder.open(*number),
             Part::Close => assert!(builder.close(), "parts were checked to be balanced"),
-            Part::Call(_) => {}
+            Part::Call(call) => builder.bytes(gate::hole(call.field).into()),
         }
     }
     builder.finish().expect("parts were checked to be balanced").to_bytes().into()

@@ -10,7 +10,7 @@ use trysail_model::Watched;
 use trysail_sdk::{CallRef, Ctx, Failure, Item, Message, Output};
 use trysail_stages::guest::Guest;
 use trysail_stages::metrics::Reading;
-use trysail_stages::{Advance, Engine, Native, NativeCode, Verdict};
+use trysail_stages::{Advance, Engine, Native, NativeCode, Need, Verdict};
 
 fn world() -> World {
     World::default().list("plan", &["a", "b", "c"]).text("a", "one").text("b", "for x two").text("c", "see a")
@@ -226,7 +226,7 @@ fn a_fault_holds_what_the_subscriber_was_last_served() {
 #[test]
 fn what_envoy_would_refuse_does_not_take_the_place_of_what_it_has() {
     let mut now = world();
-    let refuse = |message: &str, bytes: &[u8], _whole: bool| {
+    let refuse = |message: &str, bytes: &[u8]| {
         let bad = message == "toy.Piece" && bytes.ends_with(b"bad");
         Verdict { objections: if bad { vec!["it is bad".to_owned()] } else { Vec::new() }, ..Verdict::default() }
     };
@@ -244,6 +244,28 @@ fn what_envoy_would_refuse_does_not_take_the_place_of_what_it_has() {
     let next = now.clone().text("a", "good");
     go(&engine, &mut now, next);
     assert_eq!(text(&engine, &p, "a").as_deref(), Some("good"));
+}
+
+#[test]
+fn what_is_left_out_takes_along_what_cannot_be_without_it() {
+    let world = World::default().list("plan", &["a", "b"]).text("a", "within c").text("b", "fine").text("c", "bad");
+    let refuse = |_: &str, bytes: &[u8]| {
+        let objections = if bytes.ends_with(b"bad") { vec!["it is bad".to_owned()] } else { Vec::new() };
+        Verdict { objections, ..Verdict::default() }
+    };
+    for (need, there) in [(Need::Nothing, vec!["a", "b"]), (Need::One, vec!["b"]), (Need::Each, vec!["b"])] {
+        let mut config = trysail_stages::Config { gate: Some(Arc::new(refuse)), ..config() };
+        config.outputs.iter_mut().for_each(|decl| decl.need = need);
+        let engine = Engine::new(config, [native()], Arc::new(world.clone()));
+        let (mut now, p) = (world.clone(), proxy("p", "x", "1"));
+        assert_eq!(names(&engine, &p), there, "{need:?}");
+        let next = now.clone().text("c", "good");
+        go(&engine, &mut now, next);
+        assert_eq!(names(&engine, &p), ["a", "b"], "{need:?}: once it is mended");
+        let next = now.clone().text("c", "bad");
+        go(&engine, &mut now, next);
+        assert_eq!(names(&engine, &p), ["a", "b"], "{need:?}: the last good stays");
+    }
 }
 
 /// A piece that waits for `named:x`, and one that waits for nothing.

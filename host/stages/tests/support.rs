@@ -13,7 +13,7 @@ use trysail_model::{Affected, Answer, ObjectRef, Proxy, Query, QueryDecl, Snapsh
 use trysail_sdk::{CallRef, Ctx, Failure, Item, Message, Output, facts};
 use trysail_stages::guest::Guest;
 use trysail_stages::queries::OWN;
-use trysail_stages::{Config, Engine, Limits, Native, NativeCode, OutputDecl, Root};
+use trysail_stages::{Config, Engine, Limits, Native, NativeCode, Need, OutputDecl, Root};
 
 /// Type URLs of the toy world: everything, and by name.
 pub const ALL: &str = "type.googleapis.com/toy.All";
@@ -191,7 +191,7 @@ pub fn config() -> Config {
     Config {
         queries: QUERIES,
         roots: vec![root(ALL, "all", false, ""), root(NAMED, "named", true, "named")],
-        outputs: vec![OutputDecl { function: ("toy", "piece"), message: "toy.Piece" }],
+        outputs: vec![OutputDecl { function: ("toy", "piece"), message: "toy.Piece", need: Need::Nothing }],
         gate: None,
         hold_back: true,
         limits: Limits::default(),

@@ -25,11 +25,30 @@ use crate::outbound::exact_balance;
 use crate::parts::{self, LISTENER_FILTER_CHAINS, own};
 use crate::{access_log, net};
 
-/// A port of the plan, and whether it is a listener of its own.
+/// The plan, and what it was made from.
 struct Planned {
+    ports: Vec<PlannedPort>,
+    services: Vec<ServiceTarget>,
+    sidecar: Option<(facts::Object, Sidecar)>,
+}
+
+/// A port of the plan, and whether it is a listener of its own.
+struct PlannedPort {
     port: InboundPort,
     bind_to_port: bool,
     own_tls: bool,
+}
+
+impl PlannedPort {
+    /// How its chains tell connections apart.
+    fn rows(&self, policy: &PeerPolicy) -> &'static [Row] {
+        let mode = matrix::mode(policy, self.port.target_port);
+        if self.own_tls && mode == facts::MtlsMode::MtlsDisable {
+            matrix::own_tls_rows(self.port.protocol)
+        } else {
+            matrix::rows(mode, self.port.protocol)
+        }
+    }
 }
 
 /// The Sidecar that applies to the proxy.
@@ -45,54 +64,27 @@ pub fn peer_policy(ctx: &Ctx<'_>) -> Result<PeerPolicy, Failure> {
     Ok(ctx.derived("security", "peer-authentication", &[])?.unwrap_or_default())
 }
 
-/// `listeners/inbound`: the virtual inbound listener, and those that have ports of their own.
-pub fn translate(ctx: &Ctx<'_>) -> Result<Output, Failure> {
+/// `listeners/inbound`: the virtual inbound listener, which redirected connections come to.
+pub fn redirected(ctx: &Ctx<'_>) -> Result<Output, Failure> {
     let mut output = Output::empty();
     let interception = node::interception(ctx);
-    let sidecar = sidecar(ctx)?;
-    let ingress = sidecar.as_ref().is_some_and(|(_, spec)| !spec.ingress.is_empty());
-    // Without interception the application itself listens on the ports of services.
-    if !ingress && interception == Interception::None {
-        return Ok(output);
-    }
-    let services = ctx.proxy_targets()?;
-    let ports = plan(ctx, interception, sidecar.as_ref().filter(|_| ingress), &services, &mut output)?;
-    let policy = peer_policy(ctx)?;
-    let listening = Listening::of(ctx)?;
-
-    let mut inspected: Vec<(u32, &[Row])> = Vec::new();
-    let mut chains = Message::default();
-    for planned in &ports {
-        let mode = matrix::mode(&policy, planned.port.target_port);
-        let rows = if planned.own_tls && mode == facts::MtlsMode::MtlsDisable {
-            matrix::own_tls_rows(planned.port.protocol)
-        } else {
-            matrix::rows(mode, planned.port.protocol)
-        };
-        let call = own("inbound-chains", planned.port.encode());
-        if planned.bind_to_port {
-            let binds = planned.port.binds(ctx);
-            let name = format!("{}_{}", binds.first().map_or("", String::as_str), planned.port.target_port);
-            let body = Message::default().hole(LISTENER_FILTER_CHAINS, call);
-            let filters = inspectors(&[(planned.port.target_port, rows)]);
-            let mut item = Item::new(
-                &name,
-                listening.listener(ctx, &name, &binds, planned.port.target_port, None, filters, body)?,
-            );
-            item.claims = binds.iter().map(|b| format!("address:{b}:{}", planned.port.target_port)).collect();
-            output.item(item);
-        } else {
-            inspected.push((planned.port.target_port, rows));
-            chains = chains.hole(LISTENER_FILTER_CHAINS, call);
-        }
-    }
     if interception == Interception::None {
         return Ok(output);
     }
+    let Planned { sidecar, ports, services, .. } = planned(ctx, interception, &mut output)?;
+    let policy = peer_policy(ctx)?;
+    let mut inspected: Vec<(u32, &[Row])> = Vec::new();
+    let mut chains = Message::default();
+    for port in ports.into_iter().filter(|port| !port.bind_to_port) {
+        inspected.push((port.port.target_port, port.rows(&policy)));
+        chains = chains.hole(LISTENER_FILTER_CHAINS, own("inbound-chains", port.port.encode()));
+    }
 
     // Ports with an mTLS mode of their own that nothing declares pass through in that mode.
-    let declared = |port: &u32| match (&sidecar, ingress) {
-        (Some((_, spec)), true) => spec.ingress.iter().any(|l| l.port.as_ref().is_some_and(|p| p.number == *port)),
+    let declared = |port: &u32| match &sidecar {
+        Some((_, spec)) if !spec.ingress.is_empty() => {
+            spec.ingress.iter().any(|l| l.port.as_ref().is_some_and(|p| p.number == *port))
+        }
         _ => services.iter().any(|t| t.target_port == *port),
     };
     let extra: Vec<u32> = policy.ports.keys().copied().filter(|port| !declared(port)).collect();
@@ -106,11 +98,50 @@ pub fn translate(ctx: &Ctx<'_>) -> Result<Output, Failure> {
     body.parts.extend(chains.parts);
     let wildcards = Families::of(ctx).wildcards();
     let filters = inspectors(&inspected);
+    let listening = Listening::of(ctx)?;
     let message = listening.listener(ctx, "virtualInbound", &wildcards, port, Some(interception), filters, body)?;
-    // It claims no address: a TCP service without an address on this very port is planned before it, as istiod does,
-    // and must not cost the workload all of its inbound connections.
-    output.item(Item::new("virtualInbound", message));
+    let mut item = Item::new("virtualInbound", message);
+    item.claims = listening.claims(&wildcards, port);
+    output.item(item);
     Ok(output)
+}
+
+/// `listeners/inbound-bound`: the inbound listeners that have ports of their own.
+pub fn bound(ctx: &Ctx<'_>) -> Result<Output, Failure> {
+    let mut output = Output::empty();
+    let interception = node::interception(ctx);
+    let sidecar = sidecar(ctx)?;
+    // Only a Sidecar's. Without interception the application itself listens on the ports of services.
+    if sidecar.is_none_or(|(_, spec)| spec.ingress.is_empty()) {
+        return Ok(output);
+    }
+    let Planned { ports, .. } = planned(ctx, interception, &mut output)?;
+    if interception != Interception::None {
+        // The virtual listener's call has said it all.
+        output.diagnostics.clear();
+    }
+    let policy = peer_policy(ctx)?;
+    let listening = Listening::of(ctx)?;
+    for port in ports.into_iter().filter(|port| port.bind_to_port) {
+        let number = port.port.target_port;
+        let binds = port.port.binds(ctx);
+        let name = format!("{}_{number}", binds.first().map_or("", String::as_str));
+        let body = Message::default().hole(LISTENER_FILTER_CHAINS, own("inbound-chains", port.port.encode()));
+        let filters = inspectors(&[(number, port.rows(&policy))]);
+        let mut item = Item::new(&name, listening.listener(ctx, &name, &binds, number, None, filters, body)?);
+        item.claims = binds.iter().map(|b| format!("address:{b}:{number}")).collect();
+        output.item(item);
+    }
+    Ok(output)
+}
+
+/// What both calls start from.
+fn planned(ctx: &Ctx<'_>, interception: Interception, output: &mut Output) -> Result<Planned, Failure> {
+    let sidecar = sidecar(ctx)?;
+    let ingress = sidecar.as_ref().filter(|(_, spec)| !spec.ingress.is_empty());
+    let services = ctx.proxy_targets()?;
+    let ports = plan(ctx, interception, ingress, &services, output)?;
+    Ok(Planned { ports, services, sidecar })
 }
 
 /// The ports by number.
@@ -120,7 +151,7 @@ fn plan(
     sidecar: Option<&(facts::Object, Sidecar)>,
     services: &[ServiceTarget],
     output: &mut Output,
-) -> Result<Vec<Planned>, Failure> {
+) -> Result<Vec<PlannedPort>, Failure> {
     let [merge, ingress_tls] =
         ctx.flags(["PILOT_ALLOW_SIDECAR_SERVICE_INBOUND_LISTENER_MERGE", "ENABLE_TLS_ON_SIDECAR_INGRESS"])?;
     let taken = StaticPorts::of(ctx);
@@ -128,7 +159,7 @@ fn plan(
     let mesh_ports = [mesh.proxy_listen_port, mesh.proxy_inbound_listen_port].map(|p| u32::try_from(p).unwrap_or(0));
     let wildcard = Families::of(ctx).wildcard();
     let unintercepted = interception == Interception::None;
-    let mut ports: BTreeMap<u32, Planned> = BTreeMap::new();
+    let mut ports: BTreeMap<u32, PlannedPort> = BTreeMap::new();
 
     let own_ports: Vec<u32> = sidecar
         .map(|(_, s)| s.ingress.iter().filter_map(|l| l.port.as_ref()).map(|p| p.number).collect())
@@ -171,7 +202,7 @@ fn plan(
                 port_name: declared.name,
                 bind: wildcard.into(),
             };
-            ports.insert(port, Planned { port: inbound, bind_to_port: unintercepted, own_tls: false });
+            ports.insert(port, PlannedPort { port: inbound, bind_to_port: unintercepted, own_tls: false });
         }
     }
     for (i, listener) in sidecar.iter().flat_map(|(_, s)| s.ingress.iter()).enumerate() {
@@ -227,7 +258,7 @@ fn plan(
             port_name: declared.name,
             bind: listener.bind.clone(),
         };
-        ports.insert(declared.number, Planned { port: inbound, bind_to_port, own_tls });
+        ports.insert(declared.number, PlannedPort { port: inbound, bind_to_port, own_tls });
     }
     Ok(ports.into_values().collect())
 }
@@ -249,6 +280,12 @@ impl Listening {
             dual_stack: features[1] == "true",
             detection_timeout: ctx.mesh_config(&["protocol_detection_timeout"])?.protocol_detection_timeout,
         })
+    }
+
+    /// What a listener at these addresses claims.
+    fn claims(&self, binds: &[String], port: u32) -> Vec<String> {
+        let n = if self.dual_stack { binds.len() } else { 1 };
+        binds.iter().take(n).map(|bind| format!("address:{bind}:{port}")).collect()
     }
 
     /// A listener around its chains; `redirected` says how connections come to it if it is the virtual one.
@@ -373,7 +410,8 @@ mod tests {
 
     fn listeners(host: &Answers) -> Vec<Listener> {
         let ctx = Ctx::new(host);
-        let output = translate(&ctx).expect("listeners");
+        let mut output = redirected(&ctx).expect("the virtual listener");
+        output.entries.extend(bound(&ctx).expect("listeners").entries);
         items(&ctx, &output).iter().map(|(_, bytes)| Listener::decode(bytes.as_slice()).expect("a listener")).collect()
     }
 
@@ -402,7 +440,7 @@ mod tests {
     #[test]
     fn the_older_service_counts_and_the_other_is_told() {
         let host = host(vec![target("shop/a", 80, 8080, Protocol::Http), target("shop/b", 90, 8080, Protocol::Tcp)]);
-        let output = translate(&Ctx::new(&host)).expect("listeners");
+        let output = redirected(&Ctx::new(&host)).expect("listeners");
         assert_eq!(output.diagnostics.len(), 1);
         assert_eq!(output.diagnostics[0].object, "Service shop/b");
     }

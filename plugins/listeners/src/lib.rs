@@ -11,10 +11,10 @@
 //!      ├─ virtual-outbound ── unknown-destination
 //!      ├─ connect-originate
 //!      ├─ gateway (plan) ─── gateway-listener ─── chains of servers
-//!      └─ inbound (plan) ─┬─ inbound-passthrough
-//!                         └─ inbound-chains ─┬─ metadata-exchange, hooks, mtls-socket
-//!                                            ├─ inbound-http ── routes/inbound
-//!                                            └─ inbound-tcp
+//!      └─ inbound, inbound-bound (plan) ─┬─ inbound-passthrough
+//!                                        └─ inbound-chains ─┬─ metadata-exchange, hooks, mtls-socket
+//!                                                           ├─ inbound-http ── routes/inbound
+//!                                                           └─ inbound-tcp
 //! ```
 //!
 //! **Invariant:** the outbound plan asks nothing that is one workload's own, so that workloads with the same scope
@@ -62,7 +62,8 @@ pub fn translate(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Outpu
         "http-proxy" => outbound::http_proxy(ctx),
         "virtual-outbound" => unknown::listener(ctx),
         "unknown-destination" => unknown::destination(ctx),
-        "inbound" => inbound::translate(ctx),
+        "inbound" => inbound::redirected(ctx),
+        "inbound-bound" => inbound::bound(ctx),
         "inbound-chains" => inbound_chain::chains(ctx, args),
         "inbound-passthrough" => inbound_chain::passthrough(ctx, args),
         "inbound-http" => inbound_chain::http(ctx, args),
@@ -85,7 +86,7 @@ pub fn translate(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Outpu
     }
 }
 
-/// `listeners/all`: the root of LDS. The order is istiod's: of two listeners on one address the first one stays. Waypoints
+/// `listeners/all`: the root of LDS. Of two listeners on one address the first one stays. Waypoints
 /// have none yet, nor has any sidecar of a mesh without a port for redirected connections.
 fn all(ctx: &Ctx<'_>) -> Result<Output, Failure> {
     let mut output = Output::empty();
@@ -98,11 +99,13 @@ fn all(ctx: &Ctx<'_>) -> Result<Output, Failure> {
     if kind.is_some_and(|kind| kind != "sidecar") || ctx.mesh_config(&["proxy_listen_port"])?.proxy_listen_port <= 0 {
         return Ok(output);
     }
-    output.include(parts::own("outbound", [""; 0]));
-    output.include(parts::own("http-proxy", [""; 0]));
-    // The name is for plugins that see the listener.
+    // First those that redirected connections come to: a service on their address, which istiod sends all the same, must not
+    // cost the workload every other connection. The names are for plugins that see the listener.
     output.include(parts::own("virtual-outbound", ["virtualOutbound"]).hooked("listener"));
     output.include(parts::own("inbound", ["virtualInbound"]).hooked("listener"));
+    output.include(parts::own("outbound", [""; 0]));
+    output.include(parts::own("http-proxy", [""; 0]));
+    output.include(parts::own("inbound-bound", ["virtualInbound"]).hooked("listener"));
     output.include(parts::own("connect-originate", ["connect_originate"]).hooked("listener"));
     Ok(output)
 }

@@ -81,8 +81,10 @@ pub fn listener(ctx: &Ctx<'_>) -> Result<Output, Failure> {
         .hole(CHAIN_FILTERS, parts::stats("outbound"))
         .hole(CHAIN_FILTERS, own("unknown-destination", [""; 0]))
         .fields(&FilterChain { name: "virtualOutbound-catchall-tcp".into(), ..Default::default() });
-    // It claims no address, so that no service on this port can take its place.
-    output.item(Item::new("virtualOutbound", message.field(LISTENER_FILTER_CHAINS, rest)));
+    let mut item = Item::new("virtualOutbound", message.field(LISTENER_FILTER_CHAINS, rest));
+    let all = std::iter::once(families.wildcard()).chain(more.iter().map(String::as_str));
+    item.claims = all.map(|address| format!("address:{address}:{port}")).collect();
+    output.item(item);
     Ok(output)
 }
 

@@ -13,7 +13,7 @@ use prost_reflect::prost::encoding::{WireType, decode_key, decode_varint};
 
 use self::shape::{Content, Field, Reading, Scalar, Shape};
 use super::plan::Check;
-use super::{Inspected, Place, Reference, Target, check};
+use super::{Inspected, Place, Reference, Target, check, unique};
 use crate::find_message;
 use crate::path::Step;
 
@@ -21,18 +21,20 @@ use crate::path::Step;
 const DEPTH: usize = 40;
 
 /// What there is to know of a message without a breach; none when it has to be looked at closer.
-pub(super) fn inspect(message_name: &str, bytes: &[u8], whole: bool) -> Option<Inspected> {
+pub(super) fn inspect(message_name: &str, bytes: &[u8], holes: Option<u32>) -> Option<Inspected> {
     let shape = shape::named(trysail_proto::any::full_name(message_name))?;
-    let mut pass = Pass { references: Vec::new(), whole };
-    pass.message(shape, bytes, &Place { outer: None, step: None }, 0)?;
-    let claims = if shape.reading == Reading::VirtualHost { claims(bytes)? } else { Vec::new() };
+    let mut pass = Pass { references: Vec::new() };
+    pass.message(shape, bytes, &Place { outer: None, step: None, holes }, 0)?;
+    let claims = match shape.reading {
+        Reading::VirtualHost => claims(bytes)?,
+        Reading::Chain(found) => chain_claims(bytes, found)?,
+        _ => Vec::new(),
+    };
     Some(Inspected { violations: Vec::new(), references: pass.references, claims })
 }
 
 struct Pass {
     references: Vec<Reference>,
-    /// Nothing is left to be filled in.
-    whole: bool,
 }
 
 /// `None` in all of these: look closer.
@@ -48,11 +50,18 @@ impl Pass {
         let own = self.references.len();
         let (mut seen, mut oneofs) = (0_u128, 0_u64);
         let mut counts = [0_u32; 128];
+        // Fields of which more is to come.
+        let mut awaited = 0_u128;
         let mut rest = bytes;
         while !rest.is_empty() {
             let (number, wire) = decode_key(&mut rest).ok()?;
             let Some(index) = shape.index(number) else {
                 skip(&mut rest, wire)?;
+                match place.holes.and_then(|first| number.checked_sub(first)) {
+                    None => {}
+                    Some(0) => awaited = u128::MAX,
+                    Some(field) => awaited |= shape.index(field).map_or(0, |index| 1 << index),
+                }
                 continue;
             };
             let field = &shape.fields[index];
@@ -71,7 +80,7 @@ impl Pass {
         }
         for (index, field) in shape.fields.iter().enumerate() {
             if seen & (1 << index) == 0 {
-                if self.whole && !field.may_be_absent {
+                if awaited & (1 << index) == 0 && !field.may_be_absent {
                     return None;
                 }
             } else if let Some(range) = &field.counts
@@ -80,7 +89,7 @@ impl Pass {
                 return None;
             }
         }
-        if self.whole && shape.required_oneofs.iter().any(|members| members & seen == 0) {
+        if shape.required_oneofs.iter().any(|members| members & (seen | awaited) == 0) {
             return None;
         }
         // The long way does not look into what its file exempts.
@@ -254,9 +263,12 @@ impl Pass {
                 (Target::Extension, name, "name")
             }
             Reading::Destination { name, field } => (Target::Cluster, name, field),
-            Reading::Nothing | Reading::Any | Reading::VirtualHost | Reading::Routes(_) | Reading::Listener { .. } => {
-                return Some(());
-            }
+            Reading::Nothing
+            | Reading::Any
+            | Reading::VirtualHost
+            | Reading::Routes(_)
+            | Reading::Chain(_)
+            | Reading::Listener { .. } => return Some(()),
         };
         let named = once(bytes, number)?;
         self.add(target, named, field, place)
@@ -292,13 +304,10 @@ impl Pass {
                 if chains.len() < 2 || once(bytes, matcher)?.is_some() {
                     return Some(());
                 }
-                let descriptor = find_message("envoy.config.listener.v3.FilterChainMatch")?;
                 let mut taken = HashSet::new();
+                let mut is_free = |claim| taken.insert(claim);
                 for chain in chains {
-                    // Equal matches may be spelled differently.
-                    let found = once(chain, r#match)?.unwrap_or_default();
-                    let canonical = DynamicMessage::decode(descriptor.clone(), found).ok()?.encode_to_vec();
-                    if !taken.insert(canonical) {
+                    if !chain_claims(chain, r#match)?.into_iter().all(&mut is_free) {
                         return None;
                     }
                 }
@@ -307,6 +316,14 @@ impl Pass {
             _ => Some(()),
         }
     }
+}
+
+/// What a filter chain matches as claims; its match is the field of this number.
+fn chain_claims(chain: &[u8], found: u32) -> Option<Vec<String>> {
+    let descriptor = find_message("envoy.config.listener.v3.FilterChainMatch")?;
+    // Equal matches may be spelled differently.
+    let found = DynamicMessage::decode(descriptor, once(chain, found)?.unwrap_or_default()).ok()?;
+    Some(unique::of_match(&found))
 }
 
 /// Name and domains of a virtual host as claims.

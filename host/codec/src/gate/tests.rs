@@ -153,7 +153,7 @@ fn clusters_that_resolve_hosts_check_names() {
 const HOST: &str = "envoy.config.route.v3.VirtualHost";
 
 fn inspected(name: &str, json: serde_json::Value) -> Inspected {
-    inspect(name, &from_json(name, &json, Options::default()).unwrap(), true)
+    inspect(name, &from_json(name, &json, Options::default()).unwrap(), None)
 }
 
 /// What a message names, as `TARGET NAME PATH`.
@@ -237,4 +237,38 @@ fn what_may_be_there_once_only() {
         inspected(HOST, json!({"name": "a", "domains": ["X.test", "x.test:80"]})).claims,
         ["name:a", "domain:x.test", "domain:x.test:80"]
     );
+}
+
+#[test]
+fn chains_of_overlapping_matches_are_refused() {
+    let chain = |found: serde_json::Value| json!({"filter_chain_match": found, "filters": []});
+    let listener = |a, b| violations(LISTENER, json!({"name": "l", "filter_chains": [chain(a), chain(b)]}));
+    let names = |names: &[&str]| json!({"server_names": names});
+    assert_eq!(listener(names(&["a", "b"]), names(&["b", "c"])), ["filter_chains[1] unique"]);
+    assert_eq!(listener(names(&["a", "b"]), names(&["c"])), [""; 0]);
+    let range =
+        |address: &str, length: u32| json!({"prefix_ranges": [{"address_prefix": address, "prefix_len": length}]});
+    assert_eq!(listener(range("10.1.0.1", 16), range("10.1.9.9", 16)), ["filter_chains[1] unique"]);
+    assert_eq!(listener(range("10.1.0.0", 16), range("10.1.0.0", 24)), [""; 0]);
+    assert_eq!(listener(range("fd00::1", 64), range("fd00::2", 64)), ["filter_chains[1] unique"]);
+    assert_eq!(listener(json!({}), json!({"transport_protocol": "tls"})), [""; 0]);
+}
+
+#[test]
+fn what_is_yet_to_come_is_not_missed() {
+    const HOLES: u32 = 1000;
+    let host = |name: &str, hole: Option<u32>| {
+        let mut bytes = from_json(HOST, &json!({"name": name}), Options::default()).unwrap();
+        if let Some(field) = hole {
+            // A varint field of that number, of value 0.
+            bytes.extend([0x80 | ((HOLES + field) << 3 & 0x7f) as u8, ((HOLES + field) << 3 >> 7) as u8, 0]);
+        }
+        let found = inspect(HOST, &bytes, Some(HOLES)).violations;
+        found.into_iter().map(|violation| format!("{} {}", violation.path, violation.rule)).collect::<Vec<_>>()
+    };
+    let (domains, name) = ("domains repeated.min_items", "name string.min_len");
+    assert_eq!(host("a", None), [domains]);
+    assert_eq!(host("a", Some(2)), [""; 0], "domains come by a hole");
+    assert_eq!(host("", Some(2)), [name], "but no name does");
+    assert_eq!(host("", Some(0)), [""; 0], "a hole whose content is fields may bring anything");
 }

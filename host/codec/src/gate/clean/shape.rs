@@ -96,6 +96,8 @@ pub(super) enum Reading {
     VirtualHost,
     /// Virtual hosts that may not claim the same.
     Routes(u32),
+    /// A chain, by the number of its match.
+    Chain(u32),
     /// Chains that may not match the same.
     Listener {
         chains: u32,
@@ -365,6 +367,7 @@ fn reading(message: &MessageDescriptor) -> Reading {
         "google.protobuf.Any" => Reading::Any,
         "envoy.config.route.v3.VirtualHost" => Reading::VirtualHost,
         "envoy.config.route.v3.RouteConfiguration" => Reading::Routes(own("virtual_hosts")),
+        "envoy.config.listener.v3.FilterChain" => Reading::Chain(own("filter_chain_match")),
         "envoy.config.listener.v3.Listener" => Reading::Listener {
             chains: own("filter_chains"),
             r#match: of("envoy.config.listener.v3.FilterChain", "filter_chain_match"),
