@@ -3,7 +3,7 @@
 //! Left out: tracing, statsd, the readiness and Prometheus listeners. Different: `xds-grpc` goes straight to the control
 //! plane, since there is no agent in between, and all of Envoy's stats are kept, because tests read them.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -48,6 +48,7 @@ pub fn node(pod: &PodSpec, interception: Interception) -> Value {
     let app = labels.get("app").map_or(name.as_str(), String::as_str);
     let mode = match interception {
         Interception::Redirect => "REDIRECT",
+        Interception::Tproxy => "TPROXY",
         Interception::None => "NONE",
     };
     json!({
@@ -97,8 +98,7 @@ pub fn bootstrap(config: &Config<'_>) -> Value {
         }});
     }
     if interception == Interception::None {
-        let at = json!({"socket_address": {"address": "127.0.0.1", "port_value": pod.port()}});
-        clusters.push(json!({"name": "app", "type": "STATIC", "load_assignment": assignment("app", &at)}));
+        clusters.push(cluster("app", SocketAddr::from((Ipv4Addr::LOCALHOST, pod.port()))));
     }
     json!({
         "node": node(pod, interception),
@@ -134,6 +134,12 @@ pub fn bootstrap(config: &Config<'_>) -> Value {
         }]},
         "cluster_manager": {"enable_deferred_cluster_creation": true},
     })
+}
+
+/// A cluster of one address.
+pub fn cluster(name: &str, at: SocketAddr) -> Value {
+    let at = json!({"socket_address": {"address": at.ip().to_string(), "port_value": at.port()}});
+    json!({"name": name, "type": "STATIC", "load_assignment": assignment(name, &at)})
 }
 
 fn grpc_cluster(name: &str, address: &Value) -> Value {

@@ -22,6 +22,7 @@ pub mod corpus;
 pub mod dns;
 pub mod envoy;
 pub mod kube;
+pub mod live;
 pub mod mesh;
 pub mod netns;
 pub mod objects;

@@ -44,6 +44,8 @@ const INSIDE: &str = "TRYSAIL_IN_USER_NAMESPACE";
 pub enum Interception {
     /// By rules in the pod's network namespace.
     Redirect,
+    /// The same, but inbound without a change of addresses: the workload sees the client's own.
+    Tproxy,
     /// Not at all: the client calls its sidecar's listeners.
     None,
 }
@@ -234,6 +236,14 @@ impl Netns {
         feed(Command::new("ip").args(["-n", &self.name, "-batch", "-"]), &commands.join("\n"))
     }
 
+    /// Loads rules of the firewall, as `iptables-restore` reads them.
+    ///
+    /// # Errors
+    /// With the words of that program.
+    pub fn filter(&self, rules: &str) -> Result<()> {
+        rules::load(self, rules)
+    }
+
     /// A listener on an address in it.
     ///
     /// # Errors
@@ -333,8 +343,8 @@ impl Network {
             // Service addresses need a route to be redirected at all.
             format!("route add default via {NODE_IP}"),
         ])?;
-        if sidecar && self.interception == Interception::Redirect {
-            rules::redirect(&pod)?;
+        if sidecar {
+            rules::intercept(&pod, self.interception)?;
         }
         Ok(pod)
     }

@@ -74,6 +74,15 @@ impl Drop for Process {
     }
 }
 
+/// Who runs a process, if not the one who starts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum User {
+    /// A sidecar.
+    Sidecar,
+    /// A sidecar that may take addresses that are not the machine's.
+    TransparentSidecar,
+}
+
 impl Process {
     /// Starts a program in a network namespace. The kernel kills it when this process dies in whatever way.
     ///
@@ -83,7 +92,7 @@ impl Process {
         netns: &Netns,
         program: &Path,
         setup: impl FnOnce(&mut Command) + Send + 'static,
-        user: Option<u32>,
+        user: Option<User>,
         resolver: Option<&Path>,
     ) -> Result<Process> {
         // setpriv sets what Rust's standard library cannot. The signal comes when the starting thread ends, so that must be
@@ -98,8 +107,12 @@ impl Process {
             command = Command::new("setpriv");
         }
         command.args(["--pdeathsig", "KILL"]);
-        if let Some(user) = user {
-            command.args(["--reuid", &user.to_string(), "--regid", &user.to_string(), "--clear-groups"]);
+        if user.is_some() {
+            let id = SIDECAR_UID.to_string();
+            command.args(["--reuid", &id, "--regid", &id, "--clear-groups"]);
+        }
+        if user == Some(User::TransparentSidecar) {
+            command.args(["--inh-caps", "+net_admin", "--ambient-caps", "+net_admin"]);
         }
         command.arg("--").arg(program);
         setup(&mut command);
@@ -182,7 +195,11 @@ impl Pod {
             command.args(["--drain-time-s", "1"]).stdout(log).stderr(errors);
         };
         // Only redirection needs another user; and without it listeners lie on low ports.
-        let user = (interception == Interception::Redirect).then_some(SIDECAR_UID);
+        let user = match interception {
+            Interception::Redirect => Some(User::Sidecar),
+            Interception::Tproxy => Some(User::TransparentSidecar),
+            Interception::None => None,
+        };
         self.sidecar = Some(Process::start(&self.netns, &around.envoy, setup, user, around.resolver.as_deref())?);
         Ok(())
     }

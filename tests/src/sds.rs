@@ -65,6 +65,11 @@ impl Identity {
     pub fn key_pem(&self) -> &str {
         &self.key_pem
     }
+
+    /// The root that vouches for it, PEM.
+    pub fn root_pem(&self) -> &str {
+        &self.root_pem
+    }
 }
 
 impl Authority {

@@ -11,6 +11,7 @@
 
 mod chains;
 mod json;
+pub mod real;
 mod routes;
 
 use std::fs;
@@ -152,6 +153,8 @@ pub struct Stated {
     expect: Outcome,
     /// What the recorded resources make of it, where that differs.
     wire: Option<Outcome>,
+    /// All that came of it in that test.
+    got: Option<Outcome>,
 }
 
 impl Stated {
@@ -167,6 +170,11 @@ impl Stated {
     /// The expectation that holds for resources as they are sent.
     pub fn expected(&self) -> &Outcome {
         self.wire.as_ref().unwrap_or(&self.expect)
+    }
+
+    /// The whole outcome, of which the expectation may state a part only.
+    pub fn in_full(&self) -> &Outcome {
+        self.wire.as_ref().or(self.got.as_ref()).unwrap_or(&self.expect)
     }
 }
 

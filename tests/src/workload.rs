@@ -58,8 +58,9 @@ impl Workload {
     pub fn serve(&self, listener: TcpListener, speaks: Speaks) -> JoinHandle<()> {
         let workload = self.clone();
         tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let workload = workload.clone();
+            while let Ok((stream, peer)) = listener.accept().await {
+                let mut workload = workload.clone();
+                workload.who["peer"] = json!(peer.ip().to_string());
                 tokio::spawn(async move {
                     let _ = match speaks {
                         Speaks::Http => workload.http(stream).await,
