@@ -70,7 +70,9 @@ fn leave_only(expected: &Path, actual: &Path) {
 fn texts(expected: &Path, actual: &Path) -> Vec<(String, String, String)> {
     let proxies = fs::read_dir(actual).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
     let files =
-        std::iter::once("refused.txt".to_owned())
+        ["refused.txt", "unused.txt"]
+            .map(str::to_owned)
+            .into_iter()
             .chain(proxies.flat_map(|proxy| {
                 ["gate", "diagnostics", "faults", "error"].map(|kind| format!("{proxy}/{kind}.txt"))
             }));

@@ -211,6 +211,9 @@ pub fn scenario(
     secrets.apply(loaded.objects.iter().map(|object| (&object.reference, Some(object))));
     let secrets = Rendering { secrets, shows_keys: show_secrets };
     let snapshot = Arc::new(FactsSnapshot::new(inputs(&loaded)));
+    fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    let unused: String = snapshot.unused().iter().map(|unused| format!("{unused}\n")).collect();
+    write_lines(&out.join("unused.txt"), &unused)?;
     let engine = pipeline::engine(options, stages.to_vec(), snapshot);
     for scripted in &scripted {
         let folder = out.join(&scripted.name);
@@ -262,14 +265,18 @@ fn write_proxy(
         ("diagnostics.txt", other.iter().map(line).collect()),
         ("faults.txt", all.faults.iter().map(|fault| format!("{fault}\n")).collect()),
     ] {
-        let path = folder.join(file);
-        if lines.is_empty() {
-            let _ = fs::remove_file(&path);
-        } else {
-            write(&path, &lines)?;
-        }
+        write_lines(&folder.join(file), &lines)?;
     }
     Ok(n_resources)
+}
+
+/// A file of lines; none without any.
+fn write_lines(path: &Path, lines: &str) -> Result<()> {
+    if lines.is_empty() {
+        let _ = fs::remove_file(path);
+        return Ok(());
+    }
+    write(path, lines)
 }
 
 /// Secrets as they are printed.

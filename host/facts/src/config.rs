@@ -55,6 +55,12 @@ impl Config {
     }
 }
 
+/// The labels that an object selects workloads by; none when it selects none in particular.
+pub(crate) fn selected(object: &Object) -> Option<crate::labels::Labels> {
+    let found = selector(object);
+    (!found.is_null()).then(|| pairs(found))
+}
+
 /// The workload selector of an object, or null.
 fn selector(object: &Object) -> &Value {
     let spec = object.spec();

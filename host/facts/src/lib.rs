@@ -43,6 +43,7 @@ pub mod slices;
 pub mod snapshot;
 pub mod state;
 pub mod targets;
+pub mod unused;
 pub mod workloads;
 
 mod json;

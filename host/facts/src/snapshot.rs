@@ -10,6 +10,7 @@ use crate::features::Environment;
 use crate::inputs::{Base, Change, Inputs};
 use crate::proxy;
 use crate::state::State;
+use crate::unused::{self, Unused};
 
 /// One immutable state of everything known. Cloning shares all of it.
 #[derive(Clone, Debug)]
@@ -67,6 +68,11 @@ impl FactsSnapshot {
     /// Is there an object of that name?
     pub fn has(&self, reference: &ObjectRef) -> bool {
         self.state.objects.contains(&crate::state::object_key(reference))
+    }
+
+    /// What nothing takes up.
+    pub fn unused(&self) -> Vec<Unused> {
+        unused::all(self)
     }
 
     /// Number of objects given.

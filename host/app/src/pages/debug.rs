@@ -87,6 +87,7 @@ const TABLE: &[Entry] = &[
     Entry { name: "syncz", help: "How far connected proxies are", make: connections::syncz },
     Entry { name: "telemetryz", help: "Telemetry objects", make: mesh::telemetryz },
     Entry { name: "list", help: "Names of these pages", make: |asked| Ok(asked.json(&asked.pages.list())) },
+    Entry { name: "unused", help: "Configuration objects that nothing takes up", make: own::unused },
 ];
 
 /// Pages that change things and are off unless switched on.

@@ -20,6 +20,13 @@ pub fn diagnostics(asked: &Asked<'_>) -> Result<Page, Page> {
     Ok(Page::text(StatusCode::OK, lines))
 }
 
+/// Objects that nothing takes up, whoever connects.
+pub fn unused(asked: &Asked<'_>) -> Result<Page, Page> {
+    let found = asked.pages.facts.load().unused();
+    let lines: String = found.iter().map(|unused| format!("{unused}\n")).collect();
+    Ok(Page::text(StatusCode::OK, lines))
+}
+
 /// A plugin: its code, and what it did since the start.
 fn of_plugin(plugin: &PluginStatus, did: &GuestReading) -> Value {
     let state = match did {
