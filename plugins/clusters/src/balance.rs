@@ -118,6 +118,25 @@ pub fn apply(
     }
 }
 
+/// What a rule asks for of localities that has no effect: the field of a load balancer, and why. `knows_own_cluster` says whether
+/// the proxy was told of the hosts of its own service.
+pub fn without_effect(
+    draft: &Draft,
+    asked: &LoadBalancerSettings,
+    knows_own_cluster: impl FnOnce() -> bool,
+) -> Option<(&'static str, &'static str)> {
+    if let Some(setting) = &asked.zone_aware_lb_setting {
+        return (zone_routing(setting) && !knows_own_cluster()).then_some((
+            "zoneAwareLbSetting",
+            "has no effect: the proxy does not know its own service's hosts (metadata ENABLE_SELF_DISCOVERY)",
+        ));
+    }
+    let setting = asked.locality_lb_setting.as_ref().filter(|setting| setting.enabled != Some(false))?;
+    let fails_over = !setting.failover.is_empty() || !setting.failover_priority.is_empty();
+    (fails_over && draft.cluster.outlier_detection.is_none())
+        .then_some(("localityLbSetting", "failover has no effect without outlierDetection"))
+}
+
 /// Localities get weights only where something gives them any: with weights on, Envoy first picks a locality, which spoils
 /// balancers such as least request.
 fn localities(settings: &Settings, draft: &mut Draft, balancing: Balancing<'_>, is_waypoint: impl FnOnce() -> bool) {

@@ -358,6 +358,7 @@ impl Subject<'_> {
         pool::apply(settings, &mut draft.cluster, &mut draft.http, policy.connection_pool, policy.retry_budget);
         balance::outlier_detection(settings, draft, self.service, policy.outlier_detection);
         balance::apply(settings, draft, self.service, port, policy.load_balancer, || self.kind() == "waypoint");
+        self.report_localities(draft, policy, output);
 
         if !self.passes_on {
             self.tls(draft, port, policy, sni, stated, output)?;
@@ -370,6 +371,17 @@ impl Subject<'_> {
             draft.cluster.filters.push(wire::metadata_exchange(settings));
         }
         Ok(())
+    }
+
+    /// Once for each rule: what is said of one port holds for most.
+    fn report_localities(&self, draft: &Draft, policy: &Policy<'_>, output: &mut Output) {
+        let Some((rule, asked)) = self.rule.zip(policy.load_balancer) else { return };
+        let knows = || self.ctx.proxy_metadata("ENABLE_SELF_DISCOVERY").is_some_and(|value| value == "true");
+        let Some((field, why)) = balance::without_effect(draft, asked, knows) else { return };
+        let field = format!("spec.trafficPolicy.loadBalancer.{field}");
+        if !output.diagnostics.iter().any(|said| said.object == rule.object && said.field == field) {
+            output.diagnose(Severity::Warning, rule.object.clone(), field, why);
+        }
     }
 
     /// TLS towards the hosts, and the PROXY protocol around it.

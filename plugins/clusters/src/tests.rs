@@ -16,7 +16,8 @@ use trysail_sdk::proto::istio::networking::v1alpha3::client_tls_settings::TlSmod
 use trysail_sdk::proto::istio::networking::v1alpha3::connection_pool_settings::TcpSettings;
 use trysail_sdk::proto::istio::networking::v1alpha3::load_balancer_settings::{LbPolicy as Asked, SimpleLb};
 use trysail_sdk::proto::istio::networking::v1alpha3::{
-    ClientTlsSettings, ConnectionPoolSettings, DestinationRule, LoadBalancerSettings, Subset, TrafficPolicy,
+    ClientTlsSettings, ConnectionPoolSettings, DestinationRule, LoadBalancerSettings, LocalityLoadBalancerSetting,
+    OutlierDetection, Subset, TrafficPolicy,
 };
 use trysail_sdk::{Ctx, Entry, Host, Level, Message, Output, Part};
 
@@ -235,6 +236,30 @@ fn tls_without_a_key_is_reported_and_left_out() {
     let output = world.call("service", &[KEY]);
     assert_eq!(output.diagnostics[0].object, "DestinationRule shop/api");
     assert!(world.cluster().transport_socket.is_none());
+}
+
+#[test]
+fn settings_of_localities_without_effect_are_reported() {
+    let said = |settings: LoadBalancerSettings, ejects: bool, metadata: &[u8]| {
+        let rule = DestinationRule {
+            traffic_policy: policy(|p| {
+                p.load_balancer = Some(settings);
+                p.outlier_detection = ejects.then(OutlierDetection::default);
+            }),
+            ..Default::default()
+        };
+        let mut world = World::new().rule(&rule);
+        world.answers.insert("proxy metadata:ENABLE_SELF_DISCOVERY".into(), metadata.to_vec());
+        let found = world.call("service", &[KEY]).diagnostics;
+        found.into_iter().map(|diagnostic| diagnostic.field).collect::<Vec<_>>()
+    };
+    let locality = LocalityLoadBalancerSetting { failover_priority: vec!["zone".into()], ..Default::default() };
+    let failover = LoadBalancerSettings { locality_lb_setting: Some(locality), ..Default::default() };
+    let zones = LoadBalancerSettings { zone_aware_lb_setting: Some(Default::default()), ..Default::default() };
+    let path = |field: &str| vec![format!("spec.trafficPolicy.loadBalancer.{field}")];
+    assert_eq!(said(failover.clone(), false, b""), path("localityLbSetting"));
+    assert_eq!(said(zones.clone(), true, b""), path("zoneAwareLbSetting"));
+    assert!(said(failover, true, b"").is_empty() && said(zones, false, b"true").is_empty());
 }
 
 #[test]
