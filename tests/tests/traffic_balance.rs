@@ -5,21 +5,16 @@
 use std::collections::BTreeMap;
 
 use trysail_tests::bootstrap::Variant;
-use trysail_tests::objects::{App, bare_pod, pod, port};
+use trysail_tests::objects::{App, bare_pod, pod};
 use trysail_tests::workload::{DELAY, ONLY, STATUS};
 
 #[path = "support/traffic.rs"]
 mod traffic;
 
-use traffic::{Setting, Traffic};
+use traffic::{Setting, Traffic, app};
 
-const CLIENT: App<'_> = App {
-    name: "client",
-    namespace: "shop",
-    ip: "10.96.1.1",
-    ports: &[port("http", 80, 8080)],
-    pods: &[pod("client", "10.244.2.1", "version: v1, istio-locality: r1.z1.a")],
-};
+const CLIENT: App<'_> =
+    app("client", "10.96.1.1", &[pod("client", "10.244.2.1", "version: v1, istio-locality: r1.z1.a")]);
 
 /// Services with three pods each, one in each zone of r1 and one in another region. None has a sidecar.
 const SERVICES: [&str; 12] = [
@@ -162,8 +157,7 @@ fn objects() -> String {
             "version: v2, istio-locality: r2.z1.a",
         ];
         let pods: Vec<_> = pods.iter().zip(labels).map(|((name, ip), labels)| bare_pod(name, ip, labels)).collect();
-        let app = App { name: service, namespace: "shop", ip: &ip, ports: &[port("http", 80, 8080)], pods: &pods }
-            .to_string();
+        let app = app(service, &ip, &pods).to_string();
         // The field is of the Service only, which comes first.
         let field = if *service == "close" { "spec:\n  trafficDistribution: PreferClose" } else { "spec:" };
         yaml += &app.replacen("spec:", field, 1);

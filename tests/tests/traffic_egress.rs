@@ -12,20 +12,18 @@ use trysail_tests::objects::{App, bare_pod, pod, port};
 #[path = "support/traffic.rs"]
 mod traffic;
 
-use traffic::{Setting, Traffic};
+use traffic::{Setting, Traffic, VERSIONS, app};
 
-const CLIENTS: App<'_> = App {
-    name: "client",
-    namespace: "shop",
-    ip: "10.96.2.1",
-    ports: &[port("http", 80, 8080)],
-    pods: &[
+const CLIENTS: App<'_> = app(
+    "client",
+    "10.96.2.1",
+    &[
         pod("open", "10.244.3.1", "who: open"),
         pod("closed", "10.244.3.2", "who: closed"),
         pod("dynamic", "10.244.3.3", "who: dynamic"),
         pod("proxied", "10.244.3.4", "who: proxied"),
     ],
-};
+);
 
 const WEB: App<'_> = App {
     name: "web",
@@ -44,15 +42,6 @@ const HEADLESS: App<'_> = App {
 };
 
 const RULES: &str = r#"
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {name: web, namespace: shop}
-spec:
-  host: web
-  subsets:
-  - {name: v1, labels: {version: v1}}
-  - {name: v2, labels: {version: v2}}
----
 apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: lines, namespace: shop}
@@ -206,7 +195,7 @@ async fn egress() {
         names: BTreeMap::from([name("dns.example", 1), name("backend.example", 2), name("unheard.example", 2)]),
         ..Setting::default()
     };
-    let yaml = format!("{CLIENTS}{WEB}{HEADLESS}{RULES}");
+    let yaml = format!("{CLIENTS}{WEB}{HEADLESS}{VERSIONS}{RULES}");
     let Some(mut t) = Traffic::start("egress", &yaml, setting).await else { return };
     entries(&mut t).await;
     unknown(&mut t).await;

@@ -17,7 +17,7 @@ use trysail_tests::workload::{self, Call, Reply, Session};
 #[path = "support/traffic.rs"]
 mod traffic;
 
-use traffic::{Setting, Traffic};
+use traffic::{HTTP_AND_LINES, Setting, Traffic, VERSIONS, app};
 
 const INGRESS: App<'_> = App {
     name: "ingress",
@@ -36,11 +36,12 @@ const EGRESS: App<'_> = App {
 };
 
 const WEB: App<'_> = App {
-    name: "web",
-    namespace: "shop",
-    ip: "10.96.4.3",
-    ports: &[port("http", 80, 8080), port("tcp-lines", 9000, 9000)],
-    pods: &[pod("web-v1", "10.244.4.11", "version: v1"), pod("web-v2", "10.244.4.12", "version: v2")],
+    ports: HTTP_AND_LINES,
+    ..app(
+        "web",
+        "10.96.4.3",
+        &[pod("web-v1", "10.244.4.11", "version: v1"), pod("web-v2", "10.244.4.12", "version: v2")],
+    )
 };
 
 /// Speaks TLS itself.
@@ -52,24 +53,9 @@ const SECURE: App<'_> = App {
     pods: &[bare_pod("secure", "10.244.4.21", "")],
 };
 
-const CLIENT: App<'_> = App {
-    name: "client",
-    namespace: "shop",
-    ip: "10.96.4.5",
-    ports: &[port("http", 80, 8080)],
-    pods: &[pod("inside", "10.244.4.31", "")],
-};
+const CLIENT: App<'_> = app("client", "10.96.4.5", &[pod("inside", "10.244.4.31", "")]);
 
 const RULES: &str = r#"
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {name: web, namespace: shop}
-spec:
-  host: web
-  subsets:
-  - {name: v1, labels: {version: v1}}
-  - {name: v2, labels: {version: v2}}
----
 apiVersion: networking.istio.io/v1
 kind: Gateway
 metadata: {name: front, namespace: edge}
@@ -271,7 +257,7 @@ async fn start(test: &str) -> Option<(Traffic, Outside, tempfile::TempDir)> {
         ..Setting::default()
     };
     let rules = RULES.replace("CERTS", &certificates.path().display().to_string());
-    let yaml = format!("{INGRESS}{EGRESS}{WEB}{SECURE}{CLIENT}{rules}");
+    let yaml = format!("{INGRESS}{EGRESS}{WEB}{SECURE}{CLIENT}{VERSIONS}{rules}");
     Some((Traffic::start(test, &yaml, setting).await?, outside, certificates))
 }
 

@@ -3,33 +3,23 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect, helpers included")]
 
 use trysail_tests::bootstrap::Variant;
-use trysail_tests::objects::{App, bare_pod, pod, port};
+use trysail_tests::objects::{App, AppPod, bare_pod, pod};
 use trysail_tests::sds::spiffe;
 
 #[path = "support/traffic.rs"]
 mod traffic;
 
-use traffic::{Setting, Traffic};
+use traffic::{HTTP_AND_LINES, Setting, Traffic, app};
 
-const CLIENT: App<'_> = App {
-    name: "client",
-    namespace: "shop",
-    ip: "10.96.3.1",
-    ports: &[port("http", 80, 8080)],
-    pods: &[pod("client", "10.244.4.1", "version: v1"), bare_pod("plain", "10.244.4.2", "version: v1")],
-};
-
-static PORTS: [trysail_tests::objects::ServicePort<'static>; 2] =
-    [port("http", 80, 8080), port("tcp-lines", 9000, 9000)];
+const CLIENT: App<'_> = app(
+    "client",
+    "10.96.3.1",
+    &[pod("client", "10.244.4.1", "version: v1"), bare_pod("plain", "10.244.4.2", "version: v1")],
+);
 
 /// An app with a sidecar, HTTP on 80 and lines on 9000.
-const fn server<'a>(
-    name: &'a str,
-    namespace: &'a str,
-    ip: &'a str,
-    pods: &'a [trysail_tests::objects::AppPod<'a>],
-) -> App<'a> {
-    App { name, namespace, ip, ports: &PORTS, pods }
+const fn server<'a>(name: &'a str, namespace: &'a str, ip: &'a str, pods: &'a [AppPod<'a>]) -> App<'a> {
+    App { name, namespace, ip, ports: HTTP_AND_LINES, pods }
 }
 
 const SERVERS: [App<'_>; 5] = [

@@ -5,52 +5,33 @@
 use std::time::{Duration, Instant};
 
 use trysail_tests::eventually;
-use trysail_tests::objects::{App, pod, port};
+use trysail_tests::objects::{App, pod};
 use trysail_tests::workload::{DELAY, STATUS, TIMES};
 
 #[path = "support/traffic.rs"]
 mod traffic;
 
-use traffic::{Setting, Traffic};
+use traffic::{Setting, Traffic, VERSIONS, app};
 
-const CLIENT: App<'_> = App {
-    name: "client",
-    namespace: "shop",
-    ip: "10.96.0.1",
-    ports: &[port("http", 80, 8080)],
-    pods: &[
+const CLIENT: App<'_> = app(
+    "client",
+    "10.96.0.1",
+    &[
         pod("client-a", "10.244.1.1", "tier: front, version: v1"),
         pod("client-b", "10.244.1.2", "tier: back, version: v1"),
     ],
-};
+);
 
-const WEB: App<'_> = App {
-    name: "web",
-    namespace: "shop",
-    ip: "10.96.0.2",
-    ports: &[port("http", 80, 8080)],
-    pods: &[pod("web-v1", "10.244.1.11", "version: v1"), pod("web-v2", "10.244.1.12", "version: v2")],
-};
+const WEB: App<'_> = app(
+    "web",
+    "10.96.0.2",
+    &[pod("web-v1", "10.244.1.11", "version: v1"), pod("web-v2", "10.244.1.12", "version: v2")],
+);
 
-const SHADOW: App<'_> = App {
-    name: "shadow",
-    namespace: "shop",
-    ip: "10.96.0.3",
-    ports: &[port("http", 80, 8080)],
-    pods: &[pod("shadow", "10.244.1.21", "version: v1")],
-};
+const SHADOW: App<'_> = app("shadow", "10.96.0.3", &[pod("shadow", "10.244.1.21", "version: v1")]);
 
 /// The VirtualService under test: a path for each feature.
 const RULES: &str = r#"
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {name: web, namespace: shop}
-spec:
-  host: web
-  subsets:
-  - {name: v1, labels: {version: v1}}
-  - {name: v2, labels: {version: v2}}
----
 apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: orders, namespace: shop}
@@ -154,7 +135,7 @@ spec:
 const TO: &str = "10.96.0.2:80";
 
 async fn suite(test: &str, setting: Setting) {
-    let yaml = format!("{CLIENT}{WEB}{SHADOW}{RULES}");
+    let yaml = format!("{CLIENT}{WEB}{SHADOW}{VERSIONS}{RULES}");
     let Some(mut t) = Traffic::start(test, &yaml, setting).await else { return };
     matches(&mut t).await;
     actions(&mut t).await;

@@ -14,15 +14,9 @@ use trysail_tests::workload::{self, Call};
 #[path = "support/traffic.rs"]
 mod traffic;
 
-use traffic::{Setting, Traffic};
+use traffic::{Setting, Traffic, app};
 
-const CLIENT: App<'_> = App {
-    name: "client",
-    namespace: "shop",
-    ip: "10.96.4.1",
-    ports: &[port("http", 80, 8080)],
-    pods: &[pod("client", "10.244.5.1", "version: v1")],
-};
+const CLIENT: App<'_> = app("client", "10.96.4.1", &[pod("client", "10.244.5.1", "version: v1")]);
 
 /// A workload of the mesh that speaks TLS itself.
 const INNER: App<'_> = App {

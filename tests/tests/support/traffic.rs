@@ -9,8 +9,32 @@ use trysail_tests::bootstrap::Variant;
 use trysail_tests::kube::PodSpec;
 use trysail_tests::mesh::{Config, Mesh};
 use trysail_tests::netns::{self, Interception};
+use trysail_tests::objects::{App, AppPod, ServicePort, port};
 use trysail_tests::tls::Outside;
 use trysail_tests::workload::{Call, Reply};
+
+/// HTTP on port 80.
+pub const HTTP: &[ServicePort<'_>] = &[port("http", 80, 8080)];
+
+/// HTTP on port 80, lines of TCP on port 9000.
+pub const HTTP_AND_LINES: &[ServicePort<'_>] = &[port("http", 80, 8080), port("tcp-lines", 9000, 9000)];
+
+/// Subsets of the service `web` by the label `version`.
+pub const VERSIONS: &str = "apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: web, namespace: shop}
+spec:
+  host: web
+  subsets:
+  - {name: v1, labels: {version: v1}}
+  - {name: v2, labels: {version: v2}}
+---
+";
+
+/// An app of the namespace `shop` that speaks HTTP on port 80.
+pub const fn app<'a>(name: &'a str, ip: &'a str, pods: &'a [AppPod<'a>]) -> App<'a> {
+    App { name, namespace: "shop", ip, ports: HTTP, pods }
+}
 
 /// What a suite needs besides YAML.
 #[derive(Default)]
@@ -25,6 +49,8 @@ pub struct Setting {
     pub names: BTreeMap<String, Ipv4Addr>,
     /// Certificates of workloads that speak TLS themselves.
     pub tls: Option<Outside>,
+    /// Sidecars take inbound connections as they come, without a change of addresses.
+    pub transparent: bool,
 }
 
 /// A running mesh, and what was found out in it.
@@ -50,6 +76,7 @@ impl Traffic {
             let document = document.replace("kind: MeshConfig\n", "");
             std::fs::write(folder.path().join(name), document).unwrap();
         }
+        let interception = if setting.transparent { Interception::Tproxy } else { Interception::Redirect };
         let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let config = Config {
             outside: setting.outside,
@@ -57,7 +84,7 @@ impl Traffic {
             environment: setting.environment.iter().map(own).collect(),
             names: setting.names,
             tls: setting.tls,
-            ..Config::new(folder.path().to_owned(), Interception::Redirect)
+            ..Config::new(folder.path().to_owned(), interception)
         };
         let mesh = Mesh::start(config).await.expect("the mesh comes up");
         let refused: Vec<String> =
