@@ -32,6 +32,7 @@ async fn answer(scopes: &Scopes, request: Request<Incoming>) -> Page {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     match (method, path.as_str(), path.strip_prefix("/scopej/")) {
         (Method::GET, "/scopej" | "/scopej/", _) => Page::json(&scopes.all().iter().map(shown).collect(), false),
+        (_, _, Some(name)) if name.contains('/') => Page::not_found(),
         (Method::GET, _, Some(name)) => match scopes.get(name) {
             Some(scope) => Page::json(&shown(&scope), false),
             None => unknown(name),
@@ -108,6 +109,37 @@ mod tests {
         assert_eq!(change(&scopes, "ads", b"{").status, StatusCode::BAD_REQUEST);
         change(&scopes, "ads", br#"{"output_level":"loud"}"#);
         assert_eq!(scopes.get("ads").unwrap().level, Level::Debug);
+    }
+
+    #[tokio::test]
+    async fn levels_are_changed_over_http_and_not_by_web_pages() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let scopes = Arc::new(Scopes::new(None, "").unwrap().0);
+        let serving = tokio::spawn(serve(listener, scopes.clone()));
+        let ask = async |head: &str, body: &str| {
+            let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+            let length = body.len();
+            let request = format!("{head}\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        let body = r#"{"output_level":"debug"}"#;
+        let status = |answer: String| answer.split(' ').nth(1).unwrap().to_owned();
+        let foreign = ask("PUT /scopej/ads HTTP/1.1\r\norigin: http://evil.test", body).await;
+        assert_eq!((status(foreign), scopes.get("ads").unwrap().level), ("403".to_owned(), Level::Warn));
+        assert_eq!(status(ask("PUT /scopej/ads HTTP/1.1", body).await), "202");
+        assert_eq!(scopes.get("ads").unwrap().level, Level::Debug);
+        // `ports/endpoints.json` of the recordings.
+        assert!(ask("GET /scopej/scope HTTP/1.1", "").await.ends_with("unknown scope name: scope"));
+        assert_eq!(status(ask("GET /scopej/scope/ads HTTP/1.1", "").await), "404");
+        assert!(ask("GET /scopej/ HTTP/1.1", "").await.contains(r#""output_level":"debug""#));
+        assert!(ask("GET /versionj/ HTTP/1.1", "").await.contains(r#""tag":"1.31.0""#));
+        serving.abort();
     }
 
     #[test]

@@ -219,3 +219,25 @@ impl Collector for EngineCollector {
 pub(crate) fn add(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_guest_did_is_told_apart_from_what_others_did() {
+        let counters = Counters::default();
+        counters.ran("limits", Duration::from_millis(2), 100);
+        counters.effect("limits", true);
+        counters.ran("limits", Duration::from_millis(1), 0);
+        counters.effect("limits", false);
+        counters.fault("limits", "trap");
+        counters.fault("limits", "deadline");
+        counters.fault("other", "trap");
+        let did = counters.of_guest("limits");
+        assert_eq!((did.runs, did.output_bytes, did.faults), (2, 100, 2));
+        assert_eq!((did.effective, did.ineffective), (1, 1));
+        assert!((did.seconds - 0.003).abs() < 1e-9, "{did:?}");
+        assert_eq!(counters.of_guest("nobody"), GuestReading::default());
+    }
+}

@@ -90,3 +90,26 @@ pub fn status(asked: &Asked<'_>) -> Result<Page, Page> {
     });
     Ok(Page::json(&status, true))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plugin_without_effect_is_a_state_of_its_own() {
+        let plugin = PluginStatus {
+            name: "limits".into(),
+            digest: Some("abc".into()),
+            points: vec!["routes".into()],
+            error: None,
+        };
+        let state = |did: GuestReading| of_plugin(&plugin, &did)["state"].clone();
+        let runs = GuestReading { runs: 3, ..GuestReading::default() };
+        assert_eq!(state(GuestReading::default()), "not called");
+        assert_eq!(state(GuestReading { faults: 3, ..runs }), "faulty");
+        assert_eq!(state(GuestReading { ineffective: 3, ..runs }), "no effect");
+        assert_eq!(state(GuestReading { effective: 1, ineffective: 2, ..runs }), "effective");
+        let unloaded = PluginStatus { digest: None, error: Some("no component".into()), ..plugin.clone() };
+        assert_eq!(of_plugin(&unloaded, &GuestReading::default())["state"], "not loaded");
+    }
+}
