@@ -168,6 +168,8 @@ impl Seen {
             "no listener matched" => !self.connected,
             "tls required, sending 301" => self.status == Some(301),
             "no route matched" | "no virtual host matched" => self.status == Some(404) && reached.is_empty(),
+            // A TCP proxy may choose its cluster, and log it, before the handshake fails: what counts is that nothing came through.
+            "invalid TLS" | "invalid mTLS" => self.connected && !self.answered && self.status.is_none(),
             _ => {
                 self.connected && reached.is_empty() && !self.answered && self.status.is_none_or(|status| status >= 400)
             }

@@ -40,6 +40,7 @@ async fn pages_look_as_in_istiod() {
         "status",
         "syncz",
         "telemetryz",
+        "unused",
     ]);
     assert_eq!(json_page(server, "/debug/list"), expected);
 
