@@ -105,6 +105,13 @@ pub fn read_file(path: &str, text: &str, config: &Config) -> FileInput {
     input
 }
 
+/// Reads one object that is a value already, as an API server hands it out. `origin` is how reports name the server.
+pub fn read_value(origin: &str, value: Value, config: &Config) -> FileInput {
+    let mut input = FileInput::default();
+    Reader { path: origin, document: 0, config, duplicates: Vec::new(), input: &mut input }.object(value, "", 0);
+    input
+}
+
 /// Files that hold settings instead of objects, by name.
 fn setting_of(path: &str) -> Option<&'static str> {
     let name = path.rsplit('/').next().unwrap_or(path);
@@ -226,7 +233,7 @@ impl Reader<'_> {
             labels,
             annotations: metadata.annotations,
             body: Arc::new(body),
-            origin: format!("{} (document {})", self.path, self.document).into(),
+            origin: self.origin(),
         };
         if violations.is_empty() {
             for check in &self.config.checks {
@@ -242,7 +249,7 @@ impl Reader<'_> {
         let ObjectRef { kind, namespace, name } = &object.reference;
         if &**kind != "ConfigMap"
             || **namespace != *self.config.system_namespace
-            || **name != *self.config.mesh_config_map()
+            || (**name != *self.config.mesh_config_map() && self.config.shared_mesh_config.as_deref() != Some(&**name))
         {
             return;
         }
@@ -277,7 +284,7 @@ impl Reader<'_> {
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
             body: Arc::new(value),
-            origin: format!("{} (document {})", self.path, self.document).into(),
+            origin: self.origin(),
         };
         if violations.is_empty() {
             for check in &self.config.checks {
@@ -289,6 +296,13 @@ impl Reader<'_> {
             }
         }
         self.claim(Some(reference), Some(object), "", violations);
+    }
+
+    fn origin(&self) -> Arc<str> {
+        match self.document {
+            0 => self.path.into(),
+            document => format!("{} (document {document})", self.path).into(),
+        }
     }
 
     fn unnamed(&mut self, field: &str, reason: impl Into<String>) {

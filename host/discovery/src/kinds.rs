@@ -18,6 +18,32 @@ pub struct Kind {
     pub namespaced: bool,
 }
 
+impl Kind {
+    /// Name of the resource in an API server's paths: `virtualservices`.
+    pub fn plural(&self) -> String {
+        let word = self.document_kind.to_ascii_lowercase();
+        let is_vowel = |c: char| "aeiou".contains(c);
+        match (word.strip_suffix('y'), &*word) {
+            // The one kind whose name is a plural already.
+            (_, "endpoints") => word,
+            (Some(stem), _) if !stem.ends_with(is_vowel) => format!("{stem}ies"),
+            _ if word.ends_with(['s', 'x']) || word.ends_with("sh") || word.ends_with("ch") => format!("{word}es"),
+            _ => format!("{word}s"),
+        }
+    }
+
+    /// Is it defined by a custom resource definition, so that a server may not know it?
+    pub fn is_custom(&self) -> bool {
+        [NETWORKING, SECURITY, TELEMETRY, EXTENSIONS, GATEWAY_API, GATEWAY_API_X, INFERENCE, MULTI_CLUSTER]
+            .contains(&self.group)
+    }
+}
+
+/// The kind with this name, as [`ObjectRef`](trysail_model::ObjectRef) has it.
+pub fn named(name: &str) -> Option<&'static Kind> {
+    KINDS.iter().find(|kind| kind.name == name)
+}
+
 /// What is known of an `apiVersion` and `kind`.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Lookup {
@@ -154,6 +180,25 @@ mod tests {
         assert!(matches!(find("networking.istio.io/v7", "VirtualService"), Lookup::UnservedVersion(_)));
         assert_eq!(find("serving.knative.dev/v1", "Service"), Lookup::Unknown);
         assert!(matches!(find("v1", "Namespace"), Lookup::Known(Kind { namespaced: false, .. })));
+    }
+
+    #[test]
+    fn plurals() {
+        let plural = |name| named(name).map(Kind::plural).unwrap_or_default();
+        for (name, want) in [
+            ("VirtualService", "virtualservices"),
+            ("AuthorizationPolicy", "authorizationpolicies"),
+            ("ServiceEntry", "serviceentries"),
+            ("Telemetry", "telemetries"),
+            ("KubernetesGateway", "gateways"),
+            ("Endpoints", "endpoints"),
+            ("Ingress", "ingresses"),
+            ("IngressClass", "ingressclasses"),
+            ("XMesh", "xmeshes"),
+            ("EndpointSlice", "endpointslices"),
+        ] {
+            assert_eq!(plural(name), want);
+        }
     }
 
     #[test]

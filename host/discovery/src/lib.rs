@@ -1,8 +1,8 @@
 //! Configuration from a folder: read, checked and defaulted as an API server would, and watched.
 //!
 //! It holds the kinds, their schemas and defaults, and the last good version of every object. It does not
-//! know what the objects mean: no stage, no xDS, no mesh defaults. It is the only crate that reads
-//! configuration from outside.
+//! know what the objects mean: no stage, no xDS, no mesh defaults. What other sources there are (a cluster) read
+//! objects through it.
 //!
 //! ```text
 //!  folder --scan--> files --parse--> documents --convert (schema, defaults)--> claims
@@ -20,8 +20,10 @@ pub mod ledger;
 pub mod parse;
 mod scan;
 pub mod schema;
+pub mod shared;
 mod status;
 mod time;
+mod update;
 mod watch;
 
 use std::collections::BTreeSet;
@@ -35,6 +37,7 @@ pub use convert::{Claim, FileInput, Violation};
 pub use folder::{Folder, LoadError, Settings, load_folder};
 pub use ledger::{Changes, Ledger, Mode, Updated};
 pub use status::{Status, Warning};
+pub use update::Update;
 pub use watch::{Change, FolderSource};
 
 /// A further check of an object, such as those of Istio's validating webhook; what it finds refuses the object.
@@ -54,6 +57,8 @@ pub struct Config {
     pub system_namespace: String,
     /// Revision of the control plane: the ConfigMap is `istio` for `default`, else `istio-<revision>`.
     pub revision: String,
+    /// ConfigMap of the same namespace whose mesh configuration lies under the own one, `SHARED_MESH_CONFIG`.
+    pub shared_mesh_config: Option<String>,
     /// Names of files and folders that are passed over wherever they are, such as `expected`.
     pub skip: BTreeSet<String>,
     /// Checks after those of the schema.
@@ -71,6 +76,7 @@ impl Default for Config {
             read_kinds: None,
             system_namespace: "istio-system".to_owned(),
             revision: "default".to_owned(),
+            shared_mesh_config: None,
             skip: BTreeSet::new(),
             checks: Vec::new(),
             max_file_bytes: 64 << 20,
@@ -103,7 +109,8 @@ impl Config {
         self.read_kinds.as_ref().is_none_or(|kinds| kinds.contains(kind))
     }
 
-    fn mesh_config_map(&self) -> String {
+    /// Name of the ConfigMap with the mesh configuration.
+    pub fn mesh_config_map(&self) -> String {
         if self.revision.is_empty() || self.revision == "default" {
             "istio".to_owned()
         } else {

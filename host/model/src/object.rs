@@ -84,7 +84,7 @@ impl Object {
 pub struct Rejection {
     /// File path (or API server) that the document came from.
     pub origin: String,
-    /// Index of the document within its file, from 1.
+    /// Index of the document within its file, from 1; 0 for a file as a whole, and for a server.
     pub document: usize,
     /// The object, when so much could be read.
     pub object: Option<ObjectRef>,
@@ -98,7 +98,10 @@ pub struct Rejection {
 
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (document {})", self.origin, self.document)?;
+        write!(f, "{}", self.origin)?;
+        if self.document > 0 {
+            write!(f, " (document {})", self.document)?;
+        }
         if let Some(object) = &self.object {
             write!(f, ": {object}")?;
         }
