@@ -9,6 +9,8 @@ pub type Labels = BTreeMap<String, String>;
 
 /// Which revision of the control plane reads an object.
 pub const REVISION: &str = "istio.io/rev";
+/// Name of a revision tag, on what points to the revision in [`REVISION`].
+pub const TAG: &str = "istio.io/tag";
 /// Network of a workload, of a gateway service, and of all a cluster's workloads when on the system namespace.
 pub const NETWORK: &str = "topology.istio.io/network";
 /// Port of a network gateway, on its service.

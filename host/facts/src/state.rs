@@ -106,6 +106,8 @@ pub struct State {
     pub rules_of: Table<Arc<Rule>>,
     /// wildcard host: number of rules
     pub wildcards: Table<usize>,
+    /// Who points a tag to our revision: the tag
+    pub tags: Table<String>,
     /// Network of this cluster's workloads by the system namespace's label; empty for none.
     pub system_network: String,
 }
@@ -139,7 +141,16 @@ impl State {
             if &*reference.kind == "Namespace" {
                 self.change_namespace(base, &before, &reference.name, &mut touched, &mut dirty, &mut references);
             }
+            self.change_tag(base, &reference);
             references.insert(reference);
+        }
+        let (own, were) = (self.own_tags(), before.own_tags());
+        if own != were {
+            // What is labelled with a tag that came or went appears or disappears. Rare enough to look at all objects.
+            let moved: BTreeSet<&str> = own.symmetric_difference(&were).copied().collect();
+            let is_labelled =
+                |o: &&Arc<Object>| o.labels.get(labels::REVISION).is_some_and(|label| moved.contains(&**label));
+            references.extend(self.objects.iter().map(|(_, o)| o).filter(is_labelled).map(|o| o.reference.clone()));
         }
         for reference in &references {
             let key = object_key(reference);
@@ -158,9 +169,30 @@ impl State {
         let reference = &object.reference;
         let has_revision = documents::message_of(&reference.kind).is_some() || &*reference.kind == "KubernetesGateway";
         let own = &base.settings.revision;
-        let other = object.labels.get(labels::REVISION).is_some_and(|revision| !own.is_empty() && revision != own);
+        let is_ours = |label: &String| own.is_empty() || label == own || self.tags.iter().any(|(_, tag)| tag == label);
+        let other = object.labels.get(labels::REVISION).is_some_and(|label| !label.is_empty() && !is_ours(label));
         let discovered = reference.namespace.is_empty() || self.discovers(base, &reference.namespace);
         discovered && !(has_revision && other)
+    }
+
+    /// Tags are webhook configurations, or Services of the control plane's namespace, with both labels.
+    fn change_tag(&mut self, base: &Base, reference: &ObjectRef) {
+        let is_service = &*reference.kind == "Service" && *reference.namespace == *base.settings.system_namespace;
+        if &*reference.kind != "MutatingWebhookConfiguration" && !is_service {
+            return;
+        }
+        let key = object_key(reference);
+        let label =
+            |object: &Arc<Object>, name: &str| object.labels.get(name).filter(|value| !value.is_empty()).cloned();
+        let tag = self.objects.get(&key).and_then(|object| {
+            let points_to_us = label(object, labels::REVISION)? == base.settings.revision;
+            label(object, labels::TAG).filter(|_| points_to_us)
+        });
+        replace(&mut self.tags, &key, tag.as_ref());
+    }
+
+    fn own_tags(&self) -> BTreeSet<&str> {
+        self.tags.iter().map(|(_, tag)| tag.as_str()).collect()
     }
 
     fn discovers(&self, base: &Base, namespace: &str) -> bool {

@@ -268,6 +268,33 @@ fn revisions_and_discovery_selectors() {
 }
 
 #[test]
+fn tags_point_to_revisions() {
+    let labels =
+        |tag: &str, revision: &str| json!({"metadata": {"labels": {"istio.io/tag": tag, "istio.io/rev": revision}}});
+    let webhook = |revision: &str| {
+        object("MutatingWebhookConfiguration", "", "istio-revision-tag-prod", labels("prod", revision))
+    };
+    let rule = object(
+        "DestinationRule",
+        "n",
+        "d",
+        json!({"metadata": {"labels": {"istio.io/rev": "prod"}}, "spec": {"host": "a"}}),
+    );
+    let sees = |world: &FactsSnapshot| ask::<facts::Object>(world, "object", &["DestinationRule", "n/d"]).is_some();
+    let change = |object: &Arc<Object>| Change { upserted: vec![object.clone()], ..Change::default() };
+    let start = world(&[rule, webhook("other")]);
+    assert!(!sees(&start));
+    let (ours, affected) = start.apply(&change(&webhook("default")));
+    assert!(sees(&ours));
+    assert!(affected.iter().any(|a| a.covers(&Query::new("object", ["DestinationRule", "n/d"]))));
+    assert!(!sees(&ours.apply(&change(&webhook("other"))).0), "the tag moved on");
+    // A Service of the control plane's namespace is a tag as well; elsewhere it is a service like any other.
+    let service = |namespace: &str| object("Service", namespace, "istiod-revision-tag-prod", labels("prod", "default"));
+    assert!(sees(&start.apply(&change(&service("istio-system"))).0));
+    assert!(!sees(&start.apply(&change(&service("n"))).0));
+}
+
+#[test]
 fn without_an_object() {
     let world = world(&[service("n", "a")]);
     let less = world.without(&ObjectRef::new("Service", "n", "a"));

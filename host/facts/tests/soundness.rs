@@ -54,6 +54,10 @@ fn body(kind: &str, d: Dice) -> Value {
     let address = pick(&ADDRESSES, d[4]);
     let metadata = json!({"labels": labels(d[0]), "annotations": {}});
     match kind {
+        // Points the tag that objects are labelled with to us, or to somebody else.
+        "MutatingWebhookConfiguration" => {
+            json!({"metadata": {"labels": {"istio.io/tag": "other", "istio.io/rev": pick(&["default", "third"], d[1])}}})
+        }
         "Namespace" => json!({"metadata": {
             "labels": pick(&[&["mesh", "on"], &["topology.istio.io/network", "net-2"], &["x", "y"]], d[1]).chunks(2).map(|p| (p[0].to_owned(), json!(p[1]))).collect::<serde_json::Map<_, _>>(),
             "annotations": if d[2] & 1 == 1 { json!({"networking.istio.io/traffic-distribution": "PreferClose"}) } else { json!({}) },
@@ -140,7 +144,7 @@ fn body(kind: &str, d: Dice) -> Value {
     }
 }
 
-const KINDS: [&str; 13] = [
+const KINDS: [&str; 14] = [
     "Namespace",
     "Node",
     "Pod",
@@ -154,12 +158,14 @@ const KINDS: [&str; 13] = [
     "DestinationRule",
     "KubernetesGateway",
     "Sidecar",
+    "MutatingWebhookConfiguration",
 ];
 
 fn object(kind: &str, place: u8, created: u8, dice: Dice) -> Arc<Object> {
     let (namespace, name) = match kind {
         "Namespace" => ("", pick(&NAMESPACES, place)),
         "Node" => ("", pick(&NODES, place)),
+        "MutatingWebhookConfiguration" => ("", "tag"),
         _ => (pick(&NAMESPACES, place), pick(&NAMES, place / 3)),
     };
     let body = body(kind, dice);
