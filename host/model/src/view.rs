@@ -99,8 +99,11 @@ pub struct Views {
     pub revision: u64,
     /// The proxy as that revision knows it.
     pub proxy: Arc<Proxy>,
-    /// The views, in the order of what was wanted.
+    /// The views, in the order of what was wanted; none when they are withheld.
     pub views: Vec<Arc<View>>,
+    /// The proxy must not be told anything new: what it has stays, and what it has not it does not get, not even an empty
+    /// answer. Asked again at the next push.
+    pub is_withheld: bool,
 }
 
 /// Who made a resource.

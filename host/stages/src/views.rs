@@ -226,7 +226,7 @@ impl Translator for EngineTranslator {
             (None, Some(held)) if !served.faults.is_empty() => held,
             (None, _) => empty_view(),
         });
-        Views { revision: epoch.revision, proxy, views: views.collect() }
+        Views { revision: epoch.revision, proxy, views: views.collect(), is_withheld: false }
     }
 
     fn provenance(&self, proxy: &Proxy, type_url: &TypeUrl, name: &str) -> Provenance {

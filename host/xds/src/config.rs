@@ -28,6 +28,8 @@ pub struct Config {
     pub max_connection_age: Option<Duration>,
     /// How long a connection that was asked to go may stay.
     pub max_connection_age_grace: Duration,
+    /// Streams that may begin in a second, `PILOT_MAX_REQUESTS_PER_SECOND`; 0 for no limit.
+    pub max_streams_per_second: f64,
     /// Resources that the shared cache of differences may name, all entries together.
     pub max_cached_differences: usize,
     /// The secrets of gateways; without them no stream is served any.
@@ -55,6 +57,7 @@ impl Default for Config {
             keepalive_timeout: Duration::from_secs(10),
             max_connection_age: None,
             max_connection_age_grace: Duration::from_secs(10),
+            max_streams_per_second: 0.0,
             max_cached_differences: 100_000,
             secrets: None,
             accepts_unnamed_accounts: false,

@@ -30,7 +30,11 @@ pub(crate) async fn run(
     mut inbound: Streaming<Incoming>,
     responses_tx: mpsc::Sender<Result<Frame, Status>>,
 ) {
-    let served = match open(&server, protocol, origin, &mut inbound).await {
+    let opened = match server.enter().await {
+        Ok(()) => open(&server, protocol, origin, &mut inbound).await,
+        Err(status) => Err(status),
+    };
+    let served = match opened {
         Ok(Some(connection)) => connection.serve(&mut inbound, &responses_tx).await,
         Ok(None) => Ok(()),
         Err(status) => Err(status),
@@ -188,7 +192,7 @@ impl Connection {
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return Err(stopping()),
-                _ = leave.wait_for(|leave| *leave) => return Err(Status::unavailable("disconnected by an operator")),
+                _ = leave.wait_for(|leave| *leave) => return Err(Status::unavailable("disconnected: another replica may have room")),
                 () = responses_tx.closed() => return Ok(()),
                 // Requests before pushes, as in istiod: they say what a push has to hold.
                 received = inbound.message(), if is_open => match received.map_err(transport)? {

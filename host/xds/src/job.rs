@@ -49,6 +49,8 @@ pub(crate) struct Done {
     pub(crate) proxy: Arc<Proxy>,
     /// In push order; a type without anything to send is there too if it was translated.
     pub(crate) replies: Vec<Reply>,
+    /// Types that are due still: this proxy must not be told anything new.
+    pub(crate) withheld: Vec<Kind>,
     pub(crate) started: Instant,
 }
 
@@ -86,7 +88,10 @@ impl Job {
             let translated: Vec<&&TypeJob> = types.iter().filter(|t| t.kind != Kind::SECRET).collect();
             let wanted: Vec<_> = translated.iter().map(|t| (t.kind.url().clone(), t.watched.clone())).collect();
             let held: Vec<_> = translated.iter().map(|t| t.sent.clone()).collect();
-            let Views { revision, proxy, views } = translator.views(&self.proxy, &wanted, &held);
+            let Views { revision, proxy, views, is_withheld } = translator.views(&self.proxy, &wanted, &held);
+            if is_withheld {
+                return self.withhold(&types, &proxy, revision.min(before), started, deltas);
+            }
             let mut views = views.into_iter();
             let own = |t: &&TypeJob| match t.kind {
                 Kind::SECRET => Some(secrets::view(self.secrets.as_ref(), &proxy, &t.watched)),
@@ -99,8 +104,25 @@ impl Job {
                 continue;
             }
             let replies = self.replies(&types, &views, deltas);
-            return Done { revision: revision.min(before), proxy, replies, started };
+            return Done { revision: revision.min(before), proxy, replies, withheld: Vec::new(), started };
         }
+    }
+
+    /// Nothing translated goes out. Secrets do: a certificate that runs out protects nobody.
+    fn withhold(
+        &self,
+        types: &[&TypeJob],
+        proxy: &Arc<Proxy>,
+        revision: u64,
+        started: Instant,
+        deltas: &DeltaCache,
+    ) -> Done {
+        let (secret, other): (Vec<&TypeJob>, Vec<&TypeJob>) = types.iter().partition(|t| t.kind == Kind::SECRET);
+        let view = |t: &&TypeJob| secrets::view(self.secrets.as_ref(), proxy, &t.watched);
+        let views: Vec<Arc<View>> = secret.iter().map(view).collect();
+        let replies = self.replies(&secret, &views, deltas);
+        let withheld = other.iter().map(|t| t.kind).collect();
+        Done { revision, proxy: proxy.clone(), replies, withheld, started }
     }
 
     /// True for types that someone waits for: endpoints also when clusters are sent, because they go with them.

@@ -23,6 +23,7 @@
 //!
 //! Where the rules differ from istiod's, the place says so with the word "istiod" and why.
 
+mod admission;
 mod codec;
 pub mod config;
 mod connection;

@@ -5,16 +5,18 @@ use std::fmt;
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use prost_types::Timestamp;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tonic::Status;
 use tonic::transport::server::TcpIncoming;
 use trysail_model::{Proxy, Secrets, Translator};
 
+use crate::admission::Admission;
 use crate::config::{Config, Observer, PushInfo};
 use crate::diff::DeltaCache;
 use crate::kind::Kind;
@@ -25,6 +27,9 @@ use crate::request::Protocol;
 use crate::service::AdsService;
 use crate::status::{Entry, ProxyStatus};
 use crate::{Debug, Metrics};
+
+/// Time between two proxies that are sent elsewhere, at most.
+const LONGEST_STEP: Duration = Duration::from_millis(50);
 
 /// A discovery server. Clones are handles of the same server.
 #[derive(Clone)]
@@ -45,6 +50,9 @@ struct Shared {
     transport: Transport,
     pushes_tx: watch::Sender<Push>,
     stop_tx: watch::Sender<bool>,
+    /// New streams are sent elsewhere.
+    drains: AtomicBool,
+    admission: Admission,
     connections: Mutex<BTreeMap<u64, Arc<Entry>>>,
     n_connections: AtomicU64,
     /// What tells this process's nonces from those of others.
@@ -86,6 +94,7 @@ impl Server {
             keepalive_timeout,
             max_connection_age,
             max_connection_age_grace,
+            max_streams_per_second,
             max_cached_differences,
             secrets,
             accepts_unnamed_accounts,
@@ -121,6 +130,8 @@ impl Server {
             },
             pushes_tx: watch::Sender::new(push),
             stop_tx: watch::Sender::new(false),
+            drains: AtomicBool::new(false),
+            admission: Admission::new(max_streams_per_second),
             connections: Mutex::default(),
             n_connections: AtomicU64::new(0),
             // The standard library's way to a random number.
@@ -212,6 +223,32 @@ impl Server {
             served = serving => served,
             () = stopping => Ok(()),
         }
+    }
+
+    /// Sends proxies elsewhere, one after the other within a time, so that the other replicas are not stormed; streams that
+    /// come are refused at once. Returns when all have been told.
+    pub async fn drain(&self, within: Duration) {
+        self.shared.drains.store(true, Ordering::Relaxed);
+        let entries: Vec<Arc<Entry>> = self.shared.connections.lock().values().cloned().collect();
+        let Ok(n_entries) = u32::try_from(entries.len()) else { return };
+        // A few are nobody's storm.
+        let step = (within / n_entries.max(1)).min(LONGEST_STEP);
+        let began = tokio::time::Instant::now();
+        for (at, entry) in (1..).zip(&entries) {
+            entry.leave.send_replace(true);
+            tokio::time::sleep_until(began + step * at).await;
+        }
+    }
+
+    /// Lets a stream begin, in its turn.
+    ///
+    /// # Errors
+    /// When there are too many, or we are leaving.
+    pub(crate) async fn enter(&self) -> Result<(), Status> {
+        if self.shared.drains.load(Ordering::Relaxed) {
+            return Err(Status::unavailable("the server is stopping"));
+        }
+        self.shared.admission.turn().await
     }
 
     /// Ends all streams, and those that come, with `Unavailable`.

@@ -207,9 +207,21 @@ impl Stream {
 
     /// Takes in a finished translation.
     pub(crate) fn finish(&mut self, done: Done) {
-        self.running = None;
-        self.served = Some(done.revision);
+        let job = self.running.take();
         self.proxy = done.proxy;
+        if done.withheld.is_empty() {
+            self.served = Some(done.revision);
+        } else {
+            // The client has what it had, and all of it is due once it may be told.
+            self.served = None;
+            self.is_stalled = !self.is_due();
+            for t in job.iter().flat_map(|job| &job.types).filter(|t| done.withheld.contains(&t.kind)) {
+                if let Some(watch) = &mut self.watches[t.kind.index()] {
+                    watch.due.merge(&t.due);
+                    watch.due.difference = true;
+                }
+            }
+        }
         for reply in done.replies {
             if reply.is_sent {
                 self.outbox.push_back(reply);

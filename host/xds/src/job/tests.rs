@@ -152,7 +152,7 @@ impl Translator for Restless {
     fn views(&self, proxy: &Proxy, wanted: &[(TypeUrl, Watched)], _: &[Option<Arc<View>>]) -> Views {
         let revision = self.revision();
         let views = wanted.iter().map(|_| view(revision, &[("a", &revision.to_string())])).collect();
-        Views { revision, proxy: Arc::new(proxy.clone()), views }
+        Views { revision, proxy: Arc::new(proxy.clone()), views, is_withheld: false }
     }
 
     fn provenance(&self, _: &Proxy, _: &TypeUrl, _: &str) -> Provenance {

@@ -36,7 +36,7 @@ fn reply(kind: Kind, is_sent: bool) -> Reply {
 }
 
 fn done(stream: &Stream, replies: Vec<Reply>) -> Done {
-    Done { revision: 1, proxy: stream.proxy().clone(), replies, started: Instant::now() }
+    Done { revision: 1, proxy: stream.proxy().clone(), replies, withheld: Vec::new(), started: Instant::now() }
 }
 
 #[test]

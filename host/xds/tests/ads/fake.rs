@@ -30,6 +30,8 @@ pub struct Fake {
     pub n_calls: AtomicUsize,
     /// The next translations panic.
     pub panics: AtomicBool,
+    /// Nobody may be told anything new.
+    pub withholds: AtomicBool,
     /// Proxies that were forgotten.
     pub forgotten: Mutex<Vec<String>>,
     /// Allocations of sets of names that were asked for.
@@ -118,8 +120,10 @@ impl Translator for Fake {
             self.changed.wait(&mut state);
         }
         assert!(!self.panics.load(Ordering::Relaxed), "told to panic");
-        let views = wanted.iter().map(|(type_url, watched)| self.view(&state, type_url, watched)).collect();
-        Views { revision: state.revision, proxy: Arc::new(proxy.clone()), views }
+        let is_withheld = self.withholds.load(Ordering::Relaxed);
+        let wanted = wanted.iter().filter(|_| !is_withheld);
+        let views = wanted.map(|(type_url, watched)| self.view(&state, type_url, watched)).collect();
+        Views { revision: state.revision, proxy: Arc::new(proxy.clone()), views, is_withheld }
     }
 
     fn provenance(&self, _: &Proxy, type_url: &TypeUrl, name: &str) -> Provenance {

@@ -138,3 +138,32 @@ async fn the_debouncer_drives_the_server() {
     }
     proxy.quiet().await;
 }
+
+#[tokio::test]
+async fn what_is_withheld_comes_once_it_may_and_nothing_before() {
+    let env = env().await;
+    let mut old = Delta::open(&env, "old").await;
+    let mut old_sotw = Sotw::open(&env, "old-sotw").await;
+    old.subscribe(CLUSTER, &[]).await;
+    assert_eq!(old.take().await.resources["x"], "old");
+    old_sotw.ask(LISTENER, &[], "").await;
+    old_sotw.take().await;
+    let before = env.fake.n_calls.load(std::sync::atomic::Ordering::Relaxed);
+    env.fake.withholds.store(true, std::sync::atomic::Ordering::Relaxed);
+    env.push(CLUSTER, &[("x", Some("new")), ("y", Some("new"))]);
+    env.push(LISTENER, &[("x", Some("new"))]);
+    let mut fresh = Delta::open(&env, "fresh").await;
+    fresh.subscribe(CLUSTER, &[]).await;
+    old.subscribe(LISTENER, &[]).await;
+    // All of them asked the translation in vain; what might have been sent now would be taken first below.
+    until(|| env.fake.n_calls.load(std::sync::atomic::Ordering::Relaxed) >= before + 4).await;
+    env.fake.withholds.store(false, std::sync::atomic::Ordering::Relaxed);
+    // The same revision: that somebody may be told again is no change of what there is.
+    env.server.notify(PushInfo::new(trysail_model::Translator::revision(&*env.fake), vec!["config".into()]));
+    let got = old.take().await;
+    assert_eq!((got.names(), &*got.resources["x"]), (vec!["x", "y"], "new"));
+    assert_eq!(old.take().await.resources["x"], "new", "the listeners that it asked for meanwhile");
+    assert_eq!(old_sotw.take().await.names(), ["new"]);
+    assert_eq!(fresh.take().await.names(), ["x", "y"]);
+    old.quiet().await;
+}
