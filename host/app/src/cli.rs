@@ -91,16 +91,25 @@ pub enum Command {
 /// Flags of `trysail discovery`. Those of istiod that are not here are accepted and ignored, as istiod ignores unknown ones.
 #[derive(Args)]
 pub struct DiscoveryFlags {
-    /// Folder of YAML and JSON to read objects from.
+    /// Folder of YAML and JSON to read objects from; without it they come from a Kubernetes cluster.
     #[arg(long = "configDir", value_name = "DIR")]
     pub config_dir: Option<PathBuf>,
-    /// Registries to read from; leave empty with --configDir.
+    /// Registries to read from: Kubernetes, which is the default without --configDir.
     #[arg(long, value_delimiter = ',', num_args = 0..=1, default_missing_value = "")]
     pub registries: Vec<String>,
-    /// Mesh configuration file; mesh.yaml in the folder goes before it.
+    /// How to reach the cluster from outside; inside, the pod's service account says it.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Requests per second to the API server, in the long run.
+    #[arg(long = "kubernetesApiQPS", default_value_t = 80.0)]
+    pub kubernetes_api_qps: f32,
+    /// Requests to the API server at once.
+    #[arg(long = "kubernetesApiBurst", default_value_t = 160)]
+    pub kubernetes_api_burst: u64,
+    /// Mesh configuration file; mesh.yaml in the folder goes before it, and it before the cluster's ConfigMap.
     #[arg(long = "meshConfig", value_name = "FILE", default_value = "./etc/istio/config/mesh")]
     pub mesh_config: PathBuf,
-    /// Networks file; networks.yaml in the folder goes before it.
+    /// Networks file; networks.yaml in the folder goes before it, and it before the cluster's ConfigMap.
     #[arg(long = "networksConfig", value_name = "FILE", default_value = "./etc/istio/config/meshNetworks")]
     pub networks_config: PathBuf,
     /// Folder of plugins (NAME.wasm), watched.
@@ -163,12 +172,19 @@ pub struct DiscoveryFlags {
     /// Name of the own cluster.
     #[arg(long = "clusterID", env = "CLUSTER_ID", default_value = "Kubernetes")]
     pub cluster_id: String,
+    /// Other names of clusters in tokens and nodes: ALIAS=CLUSTER.
+    #[arg(long = "clusterAliases", value_name = "ALIAS=CLUSTER", value_delimiter = ',')]
+    pub cluster_aliases: Vec<String>,
     /// Namespace of the control plane.
     #[arg(short, long, env = "POD_NAMESPACE", default_value = "istio-system")]
     pub namespace: String,
     /// Revision: objects with another istio.io/rev label are not read.
     #[arg(long, env = "REVISION", default_value = "default")]
     pub revision: String,
+    /// A kind that protects something and that no stage translates yet (AuthorizationPolicy, ...): configure proxies as if its
+    /// objects were not there, instead of holding back those that they select.
+    #[arg(long = "accept-untranslated", value_name = "KIND", value_delimiter = ',')]
+    pub accept_untranslated: Vec<String>,
     /// Runs the stages as native code, not as components.
     #[arg(long)]
     pub native: bool,

@@ -4,13 +4,17 @@
 pub mod controlz;
 pub mod env;
 pub mod explain;
+pub mod health;
 pub mod logging;
 pub mod metrics;
 pub mod nowhere;
+pub mod omission;
 pub mod pages;
 pub mod pipeline;
 pub mod render;
+mod reviews;
 pub mod security;
 pub mod server;
+pub mod source;
 pub mod terminal;
 pub mod version;

@@ -48,7 +48,7 @@ pub fn start(config: &Config, runtime: Option<&Handle>) -> Result<(Arc<Scopes>, 
     let (scopes, warnings) = Scopes::new(config.levels.as_deref(), &config.callers)?;
     let initial = match (&config.levels, EnvFilter::try_from_default_env()) {
         (None, Ok(filter)) => filter,
-        (None, Err(_)) => EnvFilter::new("warn"),
+        (None, Err(_)) => EnvFilter::new("warn,kube_client=off"),
         (Some(_), _) => scopes.filter(),
     };
     let (filter, handle) = reload::Layer::new(initial);

@@ -2,6 +2,7 @@
 
 mod cli;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -10,9 +11,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
 use cli::{Cli, Command, DiscoveryFlags, ExplainFlags, Format};
+use trysail::omission::PROTECTIVE;
 use trysail::pipeline::{self, Mode, Options};
+use trysail::source::Place;
 use trysail::{env, explain, logging, render, security, server, version};
 use trysail_facts::FactsSnapshot;
+use trysail_kube::Connection;
 
 fn main() -> ExitCode {
     let (args, unknown) = cli::tolerate(std::env::args_os());
@@ -89,6 +93,7 @@ fn component(module: &Path, out: &Path) -> Result<()> {
 }
 
 fn discovery(flags: DiscoveryFlags, unknown: &[String]) -> Result<()> {
+    let place = place(&flags)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         // Commits run stages' queries, but never stages; plugins are compiled there.
@@ -106,14 +111,8 @@ fn discovery(flags: DiscoveryFlags, unknown: &[String]) -> Result<()> {
     for flag in unknown {
         tracing::warn!(flag, "unknown flag ignored, as istiod does");
     }
-    let Some(config_dir) = flags.config_dir else {
-        bail!("--configDir is missing: reading from a Kubernetes cluster is not there yet");
-    };
-    if flags.registries.iter().any(|registry| !registry.is_empty()) {
-        bail!(
-            "--registries={}: no registry can be read yet; use --registries= with --configDir",
-            flags.registries.join(",")
-        );
+    if let Some(kind) = flags.accept_untranslated.iter().find(|kind| !PROTECTIVE.contains(&kind.as_str())) {
+        bail!("--accept-untranslated={kind}: the kinds that proxies are held back for are {}", PROTECTIVE.join(", "));
     }
     let files = (!flags.tls_cert_file.is_empty()).then(|| (flags.tls_cert_file.into(), flags.tls_key_file.into()));
     let secure = security::Flags {
@@ -125,7 +124,7 @@ fn discovery(flags: DiscoveryFlags, unknown: &[String]) -> Result<()> {
     };
     let config = server::Config {
         secure,
-        config_dir,
+        place,
         mesh_config: flags.mesh_config,
         networks_config: flags.networks_config,
         plugins: flags.plugins,
@@ -140,6 +139,8 @@ fn discovery(flags: DiscoveryFlags, unknown: &[String]) -> Result<()> {
             revision: flags.revision,
         },
         mode: mode(flags.native),
+        cluster_aliases: aliases(&flags.cluster_aliases)?,
+        accept_untranslated: flags.accept_untranslated.into_iter().collect(),
     };
     let controlz = (flags.ctrlz_port > 0).then_some((flags.ctrlz_address, flags.ctrlz_port));
     let served = runtime.block_on(async {
@@ -156,6 +157,43 @@ fn discovery(flags: DiscoveryFlags, unknown: &[String]) -> Result<()> {
         exporting.stop();
     }
     served
+}
+
+/// `--clusterAliases`: each cluster has at most one other name, as in istiod.
+fn aliases(words: &[String]) -> Result<BTreeMap<String, String>> {
+    let mut aliases = BTreeMap::new();
+    for word in words.iter().filter(|word| !word.is_empty()) {
+        let pair = word.split_once('=').with_context(|| format!("--clusterAliases: {word:?} is not ALIAS=CLUSTER"))?;
+        if aliases.values().any(|cluster| cluster == pair.1) {
+            bail!("--clusterAliases: cluster {:?} has two aliases", pair.1);
+        }
+        aliases.insert(pair.0.to_owned(), pair.1.to_owned());
+    }
+    Ok(aliases)
+}
+
+/// Where the flags say that objects come from.
+fn place(flags: &DiscoveryFlags) -> Result<Place> {
+    let registries: Vec<&str> = flags.registries.iter().map(String::as_str).filter(|name| !name.is_empty()).collect();
+    if let Some(other) = registries.iter().find(|name| **name != "Kubernetes") {
+        bail!("--registries={other}: Kubernetes is the only registry there is");
+    }
+    match &flags.config_dir {
+        Some(_) if !registries.is_empty() => {
+            bail!(
+                "--configDir and --registries=Kubernetes: objects come from one or the other; use --registries= with a folder"
+            )
+        }
+        Some(folder) => Ok(Place::Folder(folder.clone())),
+        None if registries.is_empty() && !flags.registries.is_empty() => {
+            bail!("--registries= without --configDir: there is nothing to read from")
+        }
+        None => Ok(Place::Cluster(Connection {
+            kubeconfig: flags.kubeconfig.clone().filter(|file| !file.as_os_str().is_empty()),
+            requests_per_second: flags.kubernetes_api_qps,
+            burst: flags.kubernetes_api_burst,
+        })),
+    }
 }
 
 /// Done when the process is asked to stop.

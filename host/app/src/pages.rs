@@ -1,7 +1,7 @@
 //! The HTTP pages: readiness, metrics, version, debug.
 //!
 //! ```text
-//!  8080, 15014 ─▶ serve ─▶ /ready, /metrics, /version
+//!  8080, 15014 ─▶ serve ─▶ health, /metrics, /version
 //!                    └───▶ access (who asks, may they) ─┐
 //!  15010, 15012 ─▶ streams ─▶ over_xds (who, may they) ─┴─▶ debug (which page) ─▶ connections, config_dump, mesh, own
 //! ```
@@ -29,6 +29,7 @@ use tokio::net::TcpListener;
 pub use access::{Access, Viewer};
 pub use debug::Pages;
 
+use crate::health::Health;
 use crate::server::Running;
 use debug::Query;
 use page::Page;
@@ -42,11 +43,20 @@ pub enum Port {
     Monitoring,
 }
 
-/// Serves pages until it is dropped.
-pub async fn serve(listener: TcpListener, running: Arc<Running>, port: Port) {
+/// Serves health, and pages once there is something to show, until it is dropped.
+pub async fn serve(listener: TcpListener, health: Arc<Health>, port: Port) {
     let answer = move |request: Request<Incoming>, peer| {
-        let running = running.clone();
-        async move { answer(&running, &request, peer, port).await }
+        let health = health.clone();
+        async move {
+            match (request.uri().path(), port) {
+                ("/ready" | "/healthz/ready", Port::Http) => said(health.readiness()),
+                ("/healthz/live", Port::Http) => said(health.liveness()),
+                _ => match health.running() {
+                    Some(running) => answer(running, &request, peer, port).await,
+                    None => said((false, "starting\n".to_owned())),
+                },
+            }
+        }
     };
     listen(listener, answer).await;
 }
@@ -77,9 +87,14 @@ where
     }
 }
 
+/// What health says; as with istiod a good answer has no body, unless there is something to be said.
+fn said((is_good, text): (bool, String)) -> Page {
+    let status = if is_good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    if text.is_empty() { Page::empty(status) } else { Page::text(status, text) }
+}
+
 async fn answer(running: &Arc<Running>, request: &Request<Incoming>, peer: SocketAddr, port: Port) -> Page {
     match (request.uri().path(), port) {
-        ("/ready", Port::Http) => Page::empty(StatusCode::OK),
         ("/metrics", Port::Monitoring) => {
             let running = running.clone();
             blocking(move || metrics(&running, peer)).await

@@ -147,12 +147,14 @@ pub fn queries() -> &'static [QueryDecl] {
 }
 
 /// Kinds that some stage reads; others are named at load.
-pub const READ_KINDS: [&str; 15] = [
+pub const READ_KINDS: [&str; 16] = [
     "ConfigMap",
     "DestinationRule",
     "EndpointSlice",
     "Gateway",
     "KubernetesGateway",
+    // Revision tags.
+    "MutatingWebhookConfiguration",
     "Namespace",
     "Node",
     "PeerAuthentication",

@@ -2,13 +2,16 @@
 //!
 //! Every variable of istiod that is followed here stands in [`Config::read`], and nowhere else.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
 use prometheus::Registry;
-use trysail_ca::authenticate::{Authenticated, Authenticator, Authenticators, ClientCertificate, Forwarded, Oidc};
+use trysail_ca::authenticate::{
+    Authenticated, Authenticator, Authenticators, ClientCertificate, Forwarded, KubernetesToken, Oidc, TokenReview,
+};
 use trysail_ca::metrics::Metrics;
 use trysail_ca::roots::{Rotation, detect};
 use trysail_ca::service::{CertificateService, Limits, SecureCertificateService};
@@ -198,11 +201,21 @@ pub struct Secure {
     metrics: Metrics,
 }
 
+/// Tokens of service accounts, where there is a cluster that judges them.
+pub struct ClusterTokens {
+    /// Who is asked.
+    pub reviewer: Arc<dyn TokenReview>,
+    /// Our own cluster.
+    pub cluster: String,
+    /// Other names of clusters.
+    pub aliases: BTreeMap<String, String>,
+}
+
 /// Starts the signer and gets us a certificate.
 ///
 /// # Errors
 /// When there is no usable signing key, or no certificate for ourselves.
-pub async fn start(config: Config, registry: &Registry) -> Result<Secure> {
+pub async fn start(config: Config, tokens: Option<ClusterTokens>, registry: &Registry) -> Result<Secure> {
     let Config {
         mut start,
         is_authority,
@@ -239,6 +252,10 @@ pub async fn start(config: Config, registry: &Registry) -> Result<Secure> {
     let mut list: Vec<Arc<dyn Authenticator>> = vec![Arc::new(ClientCertificate)];
     if let Some(rule) = jwt_rule {
         list.push(Arc::new(Oidc::new(&rule, &audiences, &trust_domain)?));
+    }
+    if let Some(ClusterTokens { reviewer, cluster, aliases }) = tokens {
+        let trust_domain = trust_domain.clone();
+        list.push(Arc::new(KubernetesToken { reviewer, cluster, aliases, audiences, trust_domain }));
     }
     if !trusted_networks.is_empty() {
         list.push(Arc::new(Forwarded { trusted: trusted_networks }));

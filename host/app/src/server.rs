@@ -1,6 +1,6 @@
-//! `trysail discovery`: from a folder to streams, until it is stopped.
+//! `trysail discovery`: from a source to streams, until it is stopped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,29 +14,36 @@ use serde_json::Value;
 use tokio::net::TcpSocket;
 use tokio::sync::mpsc;
 use trysail_ca::authenticate::Authenticators;
-use trysail_ca::sds::{self, SecretStore, is_secret};
-use trysail_discovery::{Change, FolderSource, Status};
+use trysail_ca::sds::{Access as SecretAccess, SecretStore, is_secret};
+use trysail_discovery::{Status, Update};
 use trysail_facts::{FactsSnapshot, Inputs, Settings};
-use trysail_model::ObjectRef;
+use trysail_kube::Reviews;
+use trysail_model::ids::type_urls;
+use trysail_model::{ObjectRef, Proxy, Translator as _, TypeUrl, Watched};
 use trysail_stages::metrics::EngineCollector;
 use trysail_stages::plugins::{PluginFolder, PluginStatus};
 use trysail_stages::{Engine, EngineTranslator};
 use trysail_xds::{PushInfo, Server, debounce};
 
 use crate::env::{Environment, duration_of};
-use crate::pages::{Access, Pages, Port};
+use crate::health::Health;
+use crate::metrics;
+use crate::omission::{Guard, Omissions};
+use crate::pages::{self, Access, Pages, Port};
 use crate::pipeline::{self, Mode, Options};
+use crate::reviews::{Reviewed, Tokens};
+use crate::security::{self, ClusterTokens};
+use crate::source::{self, Place, SOURCE, Source};
 use crate::terminal::Terminal;
-use crate::{metrics, security};
 
 /// Settings of the server, from flags and environment.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Folder of YAML.
-    pub config_dir: PathBuf,
-    /// Mesh configuration file; one in the folder goes before it.
+    /// Where objects come from.
+    pub place: Place,
+    /// Mesh configuration file; one in the folder goes before it, and it before a cluster's.
     pub mesh_config: PathBuf,
-    /// Networks file; one in the folder goes before it.
+    /// Networks file; one in the folder goes before it, and it before a cluster's.
     pub networks_config: PathBuf,
     /// Folder of plugins, if any.
     pub plugins: Option<PathBuf>,
@@ -54,13 +61,19 @@ pub struct Config {
     pub settings: Settings,
     /// How stages run.
     pub mode: Mode,
+    /// Other names of clusters, `--clusterAliases`.
+    pub cluster_aliases: BTreeMap<String, String>,
+    /// Kinds that protect something and may be left out all the same.
+    pub accept_untranslated: BTreeSet<String>,
 }
 
 /// What is known about the control plane's own state, for the debug pages.
 #[derive(Default)]
 pub struct Report {
-    /// The folder's state.
+    /// The source's state.
     pub folder: Arc<Status>,
+    /// Objects that protect something and that no stage translates.
+    pub untranslated: Vec<ObjectRef>,
     /// Plugins in force, and what is wrong with others.
     pub plugins: Vec<PluginStatus>,
     /// The revision served.
@@ -91,6 +104,12 @@ fn address(text: &str) -> Result<SocketAddr> {
     full.parse().with_context(|| format!("{text:?} is not an address such as :15010 or 127.0.0.1:15010"))
 }
 
+/// What health waits for until a translation has passed.
+const TRANSLATION: &str = "a translation";
+
+/// What is in the way of being ready once we were asked to stop.
+const STOPPING: &str = "the end: stopping";
+
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 1024;
 const LISTEN: &str = "cannot listen; did another process take the port meanwhile?";
@@ -109,7 +128,9 @@ fn bind(text: &str, what: &str) -> Result<TcpSocket> {
 
 /// What happened since the last push.
 enum Event {
-    Folder(Box<Change>),
+    Source(Box<Update>),
+    /// Somebody may read secrets who was not known to.
+    Secrets,
     Settled,
     Plugins,
     Files,
@@ -132,8 +153,8 @@ pub async fn run(
     };
     let (events_tx, events_rx) = mpsc::unbounded_channel();
 
-    // Bind first: a port that is taken is the commonest mistake, and nothing has been done yet. Connections are refused until
-    // there is somebody to answer, so that nobody takes a half-started server for one that hangs.
+    // Bind first: a port that is taken is the commonest mistake, and nothing has been done yet. xDS is refused until
+    // there is somebody to answer, so that nobody takes a half-started server for one that hangs; health is told at once.
     let grpc = bind(&config.grpc_addr, "xDS (--grpcAddr)")?;
     let secure = match &*config.secure.addr {
         "" => None,
@@ -144,24 +165,45 @@ pub async fn run(
     let monitoring = bind(&config.monitoring_addr, "metrics (--monitoringAddr)")?;
     let addresses = [grpc.local_addr()?, http.local_addr()?, monitoring.local_addr()?];
 
-    let (source, first) = watch(&config, events_tx.clone())?;
+    let [http, monitoring] = [http, monitoring].map(|socket| socket.listen(BACKLOG));
+    let (http, monitoring) = (http.context(LISTEN)?, monitoring.context(LISTEN)?);
+    let health = Arc::new(Health::starting(&[SOURCE, TRANSLATION]));
+    let _pages = Aborted(
+        [(http, Port::Http), (monitoring, Port::Monitoring)]
+            .map(|(listener, port)| tokio::spawn(pages::serve(listener, health.clone(), port))),
+    );
+    terminal.say(&format!("health on {}, metrics on {}", addresses[1], addresses[2]));
+    let mut shutdown = std::pin::pin!(shutdown);
+
+    let opened = source::open(&config.place, &config.settings, environment, &health, &terminal);
+    let (source, first) = tokio::select! {
+        opened = opened => opened?,
+        () = &mut shutdown => return Ok(()),
+    };
+    health.has(SOURCE);
+    let Source { client, mut updates_rx, .. } = source;
     for rejection in &first.status.rejections {
         terminal.problem(&format!("refused: {rejection}"));
     }
-    terminal.loaded(&config.config_dir, &first.status);
+    terminal.loaded(&config.place, &first.status);
 
     let files = Files::read(&config);
     let mesh = files.mesh(&first.settings);
     let inputs = Inputs {
-        objects: pipeline::for_stages(&first.changes.added),
+        objects: pipeline::for_stages(&first.added),
         mesh: mesh.clone(),
         networks: files.networks(&first.settings),
         environment: environment.all(),
         settings: config.settings.clone(),
     };
-    let secrets = Arc::new(SecretStore::new(None));
+    let access = client.clone().map(|client| {
+        let events = events_tx.clone();
+        let moved = move || drop(events.send(vec![Event::Secrets]));
+        Arc::new(Reviewed::new(client, moved)) as Arc<dyn SecretAccess>
+    });
+    let secrets = Arc::new(SecretStore::new(access));
     secrets.configure(&mesh);
-    secrets.apply(first.changes.added.iter().map(|object| (&object.reference, Some(object))));
+    secrets.apply(first.added.iter().map(|object| (&object.reference, Some(object))));
     let began = Instant::now();
     let settled = events_tx.clone();
     let options = Options {
@@ -203,8 +245,14 @@ pub async fn run(
                 &settings.system_namespace,
                 &settings.revision,
             );
-            let started =
-                security::start(read?, &registry).await.context("the secure port (--secureGRPCAddr= for none)")?;
+            let tokens = client.clone().map(|client| ClusterTokens {
+                reviewer: Arc::new(Tokens { reviews: Reviews(client), cluster: settings.cluster_id.clone() }),
+                cluster: settings.cluster_id.clone(),
+                aliases: config.cluster_aliases.clone(),
+            });
+            let started = security::start(read?, tokens, &registry)
+                .await
+                .context("the secure port (--secureGRPCAddr= for none)")?;
             terminal.say(&format!("certificate authority: {}", started.place));
             Some((listener, started))
         }
@@ -215,23 +263,33 @@ pub async fn run(
     metrics::register_process(&registry).context("metrics")?;
     let commits = metrics::Commits::register(&registry).context("metrics")?;
     first.status.rejections.iter().for_each(|rejection| commits.refused(rejection.object.as_ref()));
-    commits
-        .changes(&FactsSnapshot::new(Inputs::default()), first.changes.added.iter().map(|o| (&o.reference, Some(o))));
-    let report =
-        Arc::new(Mutex::new(Report { folder: first.status.clone(), plugins: Vec::new(), revision: engine.revision() }));
+    commits.changes(&FactsSnapshot::new(Inputs::default()), first.added.iter().map(|o| (&o.reference, Some(o))));
+    let mut omissions = Omissions::accepting(config.accept_untranslated.clone());
+    omissions.configure(&mesh, &config.settings.system_namespace);
+    omissions.apply(first.added.iter().map(|object| (&object.reference, Some(object))));
+    report_omissions(&omissions, &terminal, &health);
+    let report = Arc::new(Mutex::new(Report {
+        folder: first.status.clone(),
+        untranslated: omissions.objects().cloned().collect(),
+        plugins: Vec::new(),
+        revision: engine.revision(),
+    }));
     let facts = Arc::new(ArcSwap::from_pointee(snapshot));
+    let guard = Guard::new(EngineTranslator(engine.clone()), omissions.clone(), facts.clone(), &registry);
+    let guard = Arc::new(guard.context("metrics")?);
     let pages = Arc::new(Pages {
         access: Access::read(environment, &config.settings.system_namespace),
         facts: facts.clone(),
         engine: engine.clone(),
         secrets: secrets.clone(),
         report: report.clone(),
+        guard: guard.clone(),
         identifier: crate::version::identifier(environment),
         problems: Mutex::default(),
     });
     metrics::StateCollector::register(&registry, &pages).context("metrics")?;
     let xds = Server::new(
-        Arc::new(EngineTranslator(engine.clone())),
+        guard.clone(),
         trysail_xds::Config {
             metrics: streams.clone(),
             secrets: Some(secrets.clone()),
@@ -241,7 +299,8 @@ pub async fn run(
                 let terminal = terminal.clone();
                 Arc::new(move |report| terminal.pushed(report))
             }),
-            max_connection_age_grace: config.shutdown,
+            max_connection_age_grace: config.shutdown.mul_f64(1.0 - DRAIN_SHARE),
+            max_streams_per_second: streams_per_second(environment),
             ..trysail_xds::Config::default()
         },
     );
@@ -258,6 +317,9 @@ pub async fn run(
     let committer = Arc::new(Committer {
         engine: engine.clone(),
         facts,
+        omissions: Mutex::new(omissions),
+        guard,
+        health: health.clone(),
         secrets,
         files: Mutex::new(files),
         config: config.clone(),
@@ -272,34 +334,46 @@ pub async fn run(
     if plugins.is_some() {
         committer.scan_plugins();
     }
+    let updates = events_tx.clone();
+    let _following = Aborted([tokio::spawn(async move {
+        while let Some(update) = updates_rx.recv().await {
+            if updates.send(vec![Event::Source(Box::new(update))]).is_err() {
+                return;
+            }
+        }
+    })]);
     poll(&committer, events_tx)?;
 
-    let [grpc, http, monitoring] = [grpc, http, monitoring].map(|socket| socket.listen(BACKLOG));
-    let (grpc, http, monitoring) = (grpc.context(LISTEN)?, http.context(LISTEN)?, monitoring.context(LISTEN)?);
+    let grpc = grpc.listen(BACKLOG).context(LISTEN)?;
     let secure = match secure {
         Some((socket, secure)) => Some((socket.listen(BACKLOG).context(LISTEN)?, secure)),
         None => None,
     };
     let running = Arc::new(running);
-    let pages = [(http, Port::Http), (monitoring, Port::Monitoring)]
-        .map(|(listener, port)| tokio::spawn(crate::pages::serve(listener, running.clone(), port)));
+    health.serves(running.clone());
+    let _trying = Aborted([tokio::spawn(try_translation(engine.clone(), config.settings.clone(), health.clone()))]);
     started(&running);
     let over_tls = secure_address.map(|address| format!(", over TLS on {address}")).unwrap_or_default();
     let [grpc_at, http_at, metrics_at] = addresses;
     terminal.say(&format!("xDS on {grpc_at}{over_tls}, ready on {http_at}, metrics on {metrics_at}"));
 
     let pushing = {
-        let (xds, metrics) = (xds.clone(), streams);
+        let (xds, metrics, health) = (xds.clone(), streams, health.clone());
         debounce::run(
             debouncing,
             events_rx,
             |all: &mut Vec<Event>, more| all.extend(more),
             move |batch| {
                 let (xds, metrics, committer) = (xds.clone(), metrics.clone(), committer.clone());
+                let health = health.clone();
                 async move {
                     metrics.debounced(batch.waited);
                     let since = batch.since.into_std();
-                    let committed = tokio::task::spawn_blocking(move || committer.commit(batch.changes)).await;
+                    let commit = move || {
+                        let _at_work = health.works("taking a change in");
+                        committer.commit(batch.changes)
+                    };
+                    let committed = tokio::task::spawn_blocking(commit).await;
                     match committed {
                         Ok(Some(Committed { revision, reasons, secrets })) => {
                             xds.notify(PushInfo { since, secrets, ..PushInfo::new(revision, reasons) })
@@ -311,7 +385,7 @@ pub async fn run(
             },
         )
     };
-    let stopping = xds.clone();
+    let (stopping, stopping_health) = (xds.clone(), health.clone());
     let (stop_tx, stop_rx) = tokio::sync::watch::channel(false);
     let stopped = || {
         let mut stop = stop_rx.clone();
@@ -329,6 +403,9 @@ pub async fn run(
     };
     let stop = async {
         shutdown.await;
+        // First nobody else is sent here, then those who are here are sent away.
+        stopping_health.lacks(STOPPING, "");
+        stopping.drain(config.shutdown.mul_f64(DRAIN_SHARE)).await;
         // Both servers listen as long as we do.
         let _ = stop_tx.send(true);
         std::future::pending::<()>().await;
@@ -339,34 +416,71 @@ pub async fn run(
         () = stop => {}
     }
     stopping.stop();
-    pages.iter().for_each(tokio::task::JoinHandle::abort);
-    drop(source);
     terminal.say("stopped");
     Ok(())
 }
 
-/// Starts to watch the folder; returns its first state.
-fn watch(config: &Config, events: mpsc::UnboundedSender<Vec<Event>>) -> Result<(FolderSource, Change)> {
-    let discovery = trysail_discovery::Config {
-        system_namespace: config.settings.system_namespace.clone(),
-        revision: config.settings.revision.clone(),
-        read_kinds: Some(pipeline::READ_KINDS.iter().chain(&sds::READ_KINDS).map(|kind| (*kind).to_owned()).collect()),
-        ..trysail_discovery::Config::default()
-    };
-    let (first_tx, first_rx) = std::sync::mpsc::sync_channel(1);
-    let on_change = move |change: Change| {
-        if change.initial {
-            // The receiver waits for exactly this one.
-            let _ = first_tx.send(change);
-        } else {
-            let _ = events.send(vec![Event::Folder(Box::new(change))]);
+/// Translates for a proxy that nobody is, until that works: whoever is ready can translate.
+async fn try_translation(engine: Arc<Engine>, settings: Settings, health: Arc<Health>) {
+    loop {
+        let (engine, settings, at_work) = (engine.clone(), settings.clone(), health.clone());
+        let tried = tokio::task::spawn_blocking(move || {
+            let _at_work = at_work.works("the first translation");
+            let Settings { domain, system_namespace, .. } = settings;
+            let node = format!("sidecar~127.0.0.1~nobody.{system_namespace}~{system_namespace}.svc.{domain}");
+            let proxy = Proxy::from_node(&node, serde_json::Map::new(), <[String; 3]>::default());
+            let proxy = proxy.map_err(|error| error.to_string())?;
+            let translator = EngineTranslator(engine.clone());
+            let wanted = [(TypeUrl::from(type_urls::LISTENER), Watched::Wildcard)];
+            let made = translator.views(&proxy, &wanted, &[None]);
+            translator.forget(&made.proxy);
+            let n_made: usize = made.views.iter().map(|view| view.resources.len()).sum();
+            drop(made);
+            engine.collect(0);
+            if n_made == 0 { Err("no listener could be made; the log says why".to_owned()) } else { Ok(()) }
+        });
+        match tried.await {
+            Ok(Ok(())) => return health.has(TRANSLATION),
+            Ok(Err(why)) => health.lacks(TRANSLATION, why),
+            Err(panic) => health.lacks(TRANSLATION, panic.to_string()),
         }
-    };
-    let folder = &config.config_dir;
-    let source = FolderSource::start(folder, discovery, on_change)
-        .with_context(|| format!("cannot read --configDir {}", folder.display()))?;
-    let first = first_rx.recv().context("the folder's first state never came")?;
-    Ok((source, first))
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Says which objects protect something and are not translated, where people look.
+fn report_omissions(omissions: &Omissions, terminal: &Terminal, health: &Health) {
+    let lines: Vec<String> = omissions
+        .objects()
+        .map(|object| {
+            format!(
+                "untranslated: {object}: proxies that it selects are held back (--accept-untranslated={})",
+                object.kind
+            )
+        })
+        .collect();
+    lines.iter().take(NAMED).for_each(|line| terminal.problem(line));
+    health.note(lines);
+}
+
+/// Streams that may begin in a second. istiod allows 25 on two cores, where each costs it a translation; here most of them
+/// share one, so the limit only has to keep what is served from starving.
+fn streams_per_second(environment: &dyn Environment) -> f64 {
+    let set = environment.get("PILOT_MAX_REQUESTS_PER_SECOND").and_then(|text| text.parse::<f64>().ok());
+    let n_cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    set.filter(|rate| *rate > 0.0).unwrap_or(200.0 * n_cores as f64)
+}
+
+/// Part of the time for stopping in which streams are sent elsewhere, one after the other; the rest is for those that linger.
+const DRAIN_SHARE: f64 = 0.7;
+
+/// Tasks that end with their owner.
+struct Aborted<const N: usize>([tokio::task::JoinHandle<()>; N]);
+
+impl<const N: usize> Drop for Aborted<N> {
+    fn drop(&mut self) {
+        self.0.iter().for_each(tokio::task::JoinHandle::abort);
+    }
 }
 
 /// Looks for changes of single files and of plugins: a few `stat` calls, four times a second, on a thread of their own, since
@@ -400,6 +514,8 @@ fn poll(committer: &Arc<Committer>, events: mpsc::UnboundedSender<Vec<Event>>) -
 struct Files {
     mesh: Option<Value>,
     networks: Option<Value>,
+    /// They go before what the source says, as with a cluster's ConfigMap.
+    go_first: bool,
 }
 
 impl Files {
@@ -412,15 +528,25 @@ impl Files {
                 )
                 .ok()
         };
-        Files { mesh: read(&config.mesh_config), networks: read(&config.networks_config) }
+        Files {
+            mesh: read(&config.mesh_config),
+            networks: read(&config.networks_config),
+            go_first: matches!(config.place, Place::Cluster(_)),
+        }
     }
 
-    fn mesh(&self, folder: &trysail_discovery::Settings) -> Value {
-        folder.mesh.as_deref().cloned().or_else(|| self.mesh.clone()).unwrap_or(Value::Null)
+    fn mesh(&self, source: &trysail_discovery::Settings) -> Value {
+        self.choose(&self.mesh, &source.mesh)
     }
 
-    fn networks(&self, folder: &trysail_discovery::Settings) -> Value {
-        folder.networks.as_deref().cloned().or_else(|| self.networks.clone()).unwrap_or(Value::Null)
+    fn networks(&self, source: &trysail_discovery::Settings) -> Value {
+        self.choose(&self.networks, &source.networks)
+    }
+
+    fn choose(&self, file: &Option<Value>, source: &Option<Arc<Value>>) -> Value {
+        let (file, source) = (file.clone(), source.as_deref().cloned());
+        let chosen = if self.go_first { file.or(source) } else { source.or(file) };
+        chosen.unwrap_or(Value::Null)
     }
 }
 
@@ -429,6 +555,9 @@ struct Committer {
     engine: Arc<Engine>,
     /// Written here alone, and one commit at a time.
     facts: Arc<ArcSwap<FactsSnapshot>>,
+    omissions: Mutex<Omissions>,
+    guard: Arc<Guard<EngineTranslator>>,
+    health: Arc<Health>,
     /// Secrets and who may have them: not among the facts, which stages see.
     secrets: Arc<SecretStore>,
     files: Mutex<Files>,
@@ -452,6 +581,9 @@ struct Committed {
     secrets: bool,
 }
 
+/// Objects of one change that are named on the terminal.
+const NAMED: usize = 50;
+
 /// Nodes put together between two collections.
 const COLLECT_AFTER: u64 = 20_000;
 
@@ -463,14 +595,18 @@ impl Committer {
         let mut reasons = Vec::new();
         let mut change = trysail_facts::Change::default();
         let mut objects: BTreeMap<ObjectRef, Option<Arc<trysail_model::Object>>> = BTreeMap::new();
-        let mut settings_moved = false;
+        let (mut settings_moved, mut access_moved) = (false, false);
         for event in events {
             match event {
-                Event::Folder(folder) => {
-                    settings_moved |= folder.changes.settings;
-                    self.take(&folder, &mut objects);
-                    *self.settings.lock() = folder.settings.clone();
-                    self.report.lock().folder = folder.status.clone();
+                Event::Source(update) => {
+                    settings_moved |= update.settings_moved;
+                    self.take(&update, &mut objects);
+                    self.report.lock().folder = update.status;
+                    *self.settings.lock() = update.settings;
+                }
+                Event::Secrets => {
+                    reasons.push("secret".to_owned());
+                    access_moved = true;
                 }
                 Event::Settled => reasons.push("unknown".to_owned()),
                 Event::Plugins => reasons.push("global".to_owned()),
@@ -488,7 +624,10 @@ impl Committer {
         if settings_moved {
             reasons.push("global".to_owned());
         }
-        let mut secrets = self.secrets.apply(objects.iter().map(|(reference, object)| (reference, object.as_ref())));
+        let mut omissions = self.omissions.lock();
+        let mut omitted = omissions.apply(objects.iter().map(|(reference, object)| (reference, object.as_ref())));
+        let mut secrets =
+            access_moved | self.secrets.apply(objects.iter().map(|(reference, object)| (reference, object.as_ref())));
         for (reference, object) in objects {
             match object {
                 _ if is_secret(&reference) => {}
@@ -500,24 +639,33 @@ impl Committer {
             let (files, settings) = (self.files.lock(), self.settings.lock());
             let mesh = files.mesh(&settings);
             secrets |= self.secrets.configure(&mesh);
+            omitted |= omissions.configure(&mesh, &self.config.settings.system_namespace);
             change.mesh = Some(mesh);
             change.networks = Some(files.networks(&settings));
         }
         if !change.upserted.is_empty() || !change.deleted.is_empty() || settings_moved {
+            // Before anybody can be served the new state: who must not have it has to be known.
+            self.guard.update(omissions.clone());
             let (next, affected) = self.facts.load().apply(&change);
             let next = Arc::new(next);
-            let advance = self.engine.advance(next.clone(), &affected);
-            self.facts.store(next);
+            // Who is held back is judged by the labels of the new state, too.
+            self.facts.store(next.clone());
+            let advance = self.engine.advance(next, &affected);
             self.metrics.took(began.elapsed());
             self.terminal.advanced(&advance);
         }
+        if omitted {
+            self.report.lock().untranslated = omissions.objects().cloned().collect();
+            report_omissions(&omissions, &self.terminal, &self.health);
+        }
+        drop(omissions);
         self.collect();
         let revision = self.engine.revision();
         self.report.lock().revision = revision;
         span.record("revision", revision);
         // A slow call's end has moved the revision before it was told here.
         let served = std::mem::replace(&mut *self.served.lock(), revision);
-        (revision != served || secrets).then_some(Committed { revision, reasons, secrets })
+        (revision != served || secrets || omitted).then_some(Committed { revision, reasons, secrets })
     }
 
     /// Drops what was made for proxies that are gone and states that are past, once there is enough of it to be worth a look
@@ -531,25 +679,29 @@ impl Committer {
         }
     }
 
-    fn take(&self, folder: &Change, objects: &mut BTreeMap<ObjectRef, Option<Arc<trysail_model::Object>>>) {
-        let changes = &folder.changes;
-        for object in &changes.added {
-            self.terminal.say(&format!("+ {}", object.reference));
+    fn take(&self, update: &Update, objects: &mut BTreeMap<ObjectRef, Option<Arc<trysail_model::Object>>>) {
+        let mut lines = Vec::new();
+        for (sign, object) in
+            update.added.iter().map(|object| ("+", object)).chain(update.updated.iter().map(|object| ("~", object)))
+        {
+            lines.push((sign, object.reference.clone()));
             objects.insert(object.reference.clone(), Some(object.clone()));
         }
-        for updated in &changes.updated {
-            self.terminal.say(&format!("~ {}", updated.new.reference));
-            objects.insert(updated.new.reference.clone(), Some(updated.new.clone()));
+        for reference in &update.deleted {
+            lines.push(("-", reference.clone()));
+            objects.insert(reference.clone(), None);
         }
-        for object in &changes.deleted {
-            self.terminal.say(&format!("- {}", object.reference));
-            objects.insert(object.reference.clone(), None);
+        for (sign, reference) in lines.iter().take(NAMED) {
+            self.terminal.say(&format!("{sign} {reference}"));
         }
-        for rejection in &folder.reported {
+        if lines.len() > NAMED {
+            self.terminal.say(&format!("and {} more objects", lines.len() - NAMED));
+        }
+        for rejection in &update.reported {
             self.metrics.refused(rejection.object.as_ref());
             self.terminal.problem(&format!("refused: {rejection}"));
         }
-        for rejection in &folder.resolved {
+        for rejection in &update.resolved {
             self.terminal.say(&format!("mended: {}", rejection.origin));
         }
     }

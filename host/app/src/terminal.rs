@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal as _, Write as _};
-use std::path::Path;
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -49,14 +48,10 @@ impl Terminal {
         let _ = writeln!(err, "{:>9.3} {on}{line}{off}", self.began.elapsed().as_secs_f64());
     }
 
-    /// What a folder held at the start.
-    pub fn loaded(&self, folder: &Path, status: &Status) {
+    /// What a source held at the start.
+    pub fn loaded(&self, place: &impl std::fmt::Display, status: &Status) {
         let kinds: Vec<String> = status.kinds.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
-        self.say(&format!(
-            "loaded {}: {}",
-            folder.display(),
-            if kinds.is_empty() { "nothing".into() } else { kinds.join(", ") }
-        ));
+        self.say(&format!("loaded {place}: {}", if kinds.is_empty() { "nothing".into() } else { kinds.join(", ") }));
         for (kind, n) in &status.unread_kinds {
             self.say(&format!("not read by any stage yet: {n} {kind}"));
         }

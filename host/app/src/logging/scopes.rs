@@ -241,6 +241,10 @@ impl Scopes {
     fn directives(&self) -> String {
         let state = self.state.read();
         let mut directives = vec![self.libraries.directive().to_owned()];
+        if self.libraries == Level::Warn {
+            // It writes a line for each attempt to reach the API server; ours says once what fails.
+            directives.push("kube_client=off".to_owned());
+        }
         for known in KNOWN {
             let level = state.get(known.name).map_or(Level::Info, |(level, _)| *level);
             directives.extend(known.targets.iter().map(|target| format!("{target}={}", level.directive())));

@@ -10,13 +10,14 @@ use trysail_ca::sds::SecretStore;
 use trysail_facts::FactsSnapshot;
 use trysail_facts::dump::Problems;
 use trysail_model::{Identity, Snapshot as _};
-use trysail_stages::Engine;
+use trysail_stages::{Engine, EngineTranslator};
 use trysail_xds::Server;
 use trysail_xds::status::ProxyStatus;
 
 use super::access::{Access, Viewer};
 use super::page::Page;
 use super::{config_dump, connections, mesh, own};
+use crate::omission::Guard;
 use crate::server::Report;
 
 /// What pages are made from.
@@ -31,6 +32,8 @@ pub struct Pages {
     pub secrets: Arc<SecretStore>,
     /// State of the sources.
     pub report: Arc<Mutex<Report>>,
+    /// Which proxies are held back.
+    pub guard: Arc<Guard<EngineTranslator>>,
     /// Which control plane this is, as JSON.
     pub identifier: String,
     /// What is odd, and at which revision.

@@ -51,6 +51,9 @@ fn of_plugin(plugin: &PluginStatus, did: &GuestReading) -> Value {
     })
 }
 
+/// Why a proxy gets nothing new.
+const HELD: &str = "no stage translates what protects this proxy; it keeps what it has";
+
 /// The state of the sources, plugins and the revision served.
 pub fn status(asked: &Asked<'_>) -> Result<Page, Page> {
     let report = asked.pages.report.lock();
@@ -79,8 +82,14 @@ pub fn status(asked: &Asked<'_>) -> Result<Page, Page> {
             shown
         })
         .collect();
+    let held = asked.pages.guard.held();
+    let held =
+        held.iter().map(|(proxy, object)| json!({"proxy": &**proxy, "object": object.to_string(), "reason": HELD}));
     let status = json!({
         "revision": report.revision,
+        "untranslated": report.untranslated.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "heldBack": held.collect::<Vec<_>>(),
+        "unreadable": folder.unreadable,
         "kinds": folder.kinds,
         "unreadKinds": folder.unread_kinds,
         "unknownKinds": folder.unknown_kinds,
