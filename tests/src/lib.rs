@@ -15,8 +15,10 @@
 //! id of the process that made them, and each run first removes those whose process is gone.
 
 pub mod admin;
+pub mod ads;
 pub mod agent;
 pub mod bootstrap;
+pub mod cluster;
 pub mod control_plane;
 pub mod corpus;
 pub mod dns;
@@ -27,6 +29,7 @@ pub mod mesh;
 pub mod netns;
 pub mod objects;
 pub mod pod;
+pub mod replica;
 pub mod sds;
 pub mod simulation;
 pub mod tls;
