@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use trysail_guests::Failure;
 
 /// The built-in stages: crate `stage-NAME` below `plugins/`.
-const STAGES: [&str; 7] = ["clusters", "dns", "endpoints", "listeners", "routes", "scope", "security"];
+const STAGES: [&str; 8] = ["clusters", "dns", "endpoints", "envoyfilter", "listeners", "routes", "scope", "security"];
 
 fn main() -> Result<(), Failure> {
     let out = PathBuf::from(env::var("OUT_DIR")?);

@@ -15,7 +15,8 @@ use trysail_tests::simulation::{Sent, Stated};
 mod render;
 
 /// What the translation can do so far. Scenarios that need more are reported and may fail.
-const AREAS: [&str; 7] = ["core", "service-entry", "sidecar-scope", "networks", "flags", "proxy-config", "gateways"];
+const AREAS: [&str; 8] =
+    ["core", "service-entry", "sidecar-scope", "networks", "flags", "proxy-config", "gateways", "envoyfilter"];
 
 fn stated(root: &Path) -> Vec<PathBuf> {
     corpus::scenarios(root).unwrap().into_iter().filter(|path| root.join(path).join("calls.yaml").is_file()).collect()

@@ -15,10 +15,11 @@ use trysail_stages::queries::OWN;
 use trysail_stages::{Config, Engine, Limits, Native, NativeCode, Need, OnRun, OutputDecl, Root, Verdict};
 
 /// The built-in stages' code, for native runs.
-pub const NATIVE: [(&str, trysail_sdk::StageFn); 7] = [
+pub const NATIVE: [(&str, trysail_sdk::StageFn); 8] = [
     ("clusters", stage_clusters::translate),
     ("dns", stage_dns::translate),
     ("endpoints", stage_endpoints::translate),
+    ("envoyfilter", stage_envoyfilter::translate),
     ("listeners", stage_listeners::translate),
     ("routes", stage_routes::translate),
     ("scope", stage_scope::translate),
@@ -97,6 +98,7 @@ fn roots() -> Vec<Root> {
         named(type_urls::ENDPOINT, "endpoints", "cluster", "endpoints", Target::Endpoints),
         all(type_urls::LISTENER, "listeners"),
         named(type_urls::ROUTE, "routes", "config", "", Target::Routes),
+        named(type_urls::EXTENSION, "envoyfilter", "extension-config", "", Target::Extension),
         all(type_urls::NAME_TABLE, "dns"),
     ]
 }
@@ -117,6 +119,10 @@ fn outputs() -> Vec<OutputDecl> {
     let all = [
         made("clusters", CLUSTER, Need::Nothing, &["service", "inbound-port", "fixed"]),
         made("endpoints", "envoy.config.endpoint.v3.ClusterLoadAssignment", Need::Nothing, &["cluster"]),
+        made("envoyfilter", CLUSTER, Need::Nothing, &["clusters", "added-clusters"]),
+        made("envoyfilter", LISTENER, Need::Nothing, &["listeners", "added-listeners"]),
+        made("envoyfilter", ROUTES, Need::Nothing, &["routes"]),
+        made("envoyfilter", "envoy.config.core.v3.TypedExtensionConfig", Need::Nothing, &["extension-config"]),
         made("routes", ROUTES, Need::Nothing, &["config", "inbound"]),
         made("routes", VIRTUAL_HOST, Need::Nothing, &["virtual-host", "catch-all", "gateway-host", "inbound-host"]),
         made("routes", ROUTE, Need::Nothing, &["virtual-service", "service-default"]),
@@ -147,10 +153,11 @@ pub fn queries() -> &'static [QueryDecl] {
 }
 
 /// Kinds that some stage reads; others are named at load.
-pub const READ_KINDS: [&str; 16] = [
+pub const READ_KINDS: [&str; 17] = [
     "ConfigMap",
     "DestinationRule",
     "EndpointSlice",
+    "EnvoyFilter",
     "Gateway",
     "KubernetesGateway",
     // Revision tags.
@@ -229,6 +236,7 @@ pub fn engine(options: &Options, stages: Vec<Arc<dyn Guest>>, snapshot: Arc<dyn 
         queries: queries(),
         roots: roots(),
         outputs: outputs(),
+        reports: vec![("envoyfilter", "report")],
         gate: options.gate.then(|| Arc::new(judge) as Arc<_>),
         hold_back: options.hold_back,
         limits: options.limits,

@@ -144,12 +144,13 @@ pub fn views(engine: &Arc<Engine>, scripted: &Scripted, proxy: &Proxy) -> Views 
         root.entries.for_each(&mut |item| {
             for reference in item.refs.iter() {
                 if let Some((kind, name)) = reference.split_once(':') {
-                    refs.entry(if kind == "eds" { "eds" } else { "rds" }).or_default().insert(name.into());
+                    let Some(kind) = ["eds", "rds", "ecds"].into_iter().find(|known| *known == kind) else { continue };
+                    refs.entry(kind).or_default().insert(name.into());
                 }
             }
         });
     }
-    for (short, type_url) in [("eds", type_urls::ENDPOINT), ("rds", type_urls::ROUTE)] {
+    for (short, type_url) in [("eds", type_urls::ENDPOINT), ("rds", type_urls::ROUTE), ("ecds", type_urls::EXTENSION)] {
         let mut names = refs.remove(short).unwrap_or_default();
         if let Some(asked) = scripted.request.get(short) {
             names = asked.iter().map(|name| name.as_str().into()).collect();

@@ -1,4 +1,4 @@
-//! Six questions about the example mesh, with their answers: which objects made a field, and which only were looked at.
+//! Questions about the example mesh, with their answers: which objects made a field, and which only were looked at.
 #![allow(clippy::unwrap_used, reason = "a test that cannot begin has failed")]
 
 use std::path::Path;
@@ -18,8 +18,12 @@ fn ask(short: &str, name: &str, path: Option<&str>) -> Answer {
 
 /// Asks about a resource that the proxy of a pod in an example has.
 fn ask_of(example: &str, pod: &str, short: &str, name: &str, path: Option<&str>) -> Answer {
-    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").join(example);
-    let folder = trysail_discovery::load_folder(&example, &trysail_discovery::Config::scenario()).unwrap();
+    ask_in(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").join(example), pod, short, name, path)
+}
+
+/// Asks about a resource that the proxy of a pod in a folder has.
+fn ask_in(folder: &Path, pod: &str, short: &str, name: &str, path: Option<&str>) -> Answer {
+    let folder = trysail_discovery::load_folder(folder, &trysail_discovery::Config::scenario()).unwrap();
     let pod = folder.objects.iter().find(|o| &*o.reference.kind == "Pod" && &*o.reference.name == pod).unwrap();
     let proxy = proxy_of(pod).unwrap();
     let options = Options { mode: Mode::Native, audit_share: 1.0, ..Options::default() };
@@ -109,4 +113,33 @@ fn why_does_the_gateway_redirect() {
     let objects: Vec<String> = answer.explanation.made_by.iter().map(ToString::to_string).collect();
     assert_eq!(answer.value.unwrap(), r#""ALL""#);
     assert!(objects.contains(&"Gateway edge/public".to_owned()), "{objects:?}");
+}
+
+#[test]
+fn which_envoy_filter_made_a_field() {
+    let folder = tempfile::tempdir().unwrap();
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/frontend-backend");
+    for file in std::fs::read_dir(example).unwrap().map(Result::unwrap).filter(|entry| entry.path().is_file()) {
+        std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+    }
+    let filter = |name: &str, value: &str| {
+        let of_backend = "cluster: {service: backend.default.svc.cluster.local}";
+        let patch = format!("patch: {{operation: MERGE, value: {value}}}");
+        format!(
+            "apiVersion: networking.istio.io/v1alpha3\nkind: EnvoyFilter\nmetadata: {{name: {name}, namespace: default}}\n\
+             spec: {{configPatches: [{{applyTo: CLUSTER, match: {{{of_backend}}}, {patch}}}]}}\n"
+        )
+    };
+    std::fs::write(folder.path().join("slow.yaml"), filter("slow", "{connect_timeout: 77s}")).unwrap();
+    std::fs::write(folder.path().join("other.yaml"), filter("other", "{ignore_health_on_host_removal: true}")).unwrap();
+    let name = "outbound|80||backend.default.svc.cluster.local";
+    let answer = ask_in(folder.path(), "frontend-v1", "cds", name, Some("connect_timeout"));
+    let names = |objects: &[trysail_model::ObjectRef]| objects.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(answer.value.as_deref(), Some(r#""77s""#));
+    assert_eq!(names(&answer.explanation.made_by), ["EnvoyFilter default/slow", "Service default/backend"]);
+    assert!(names(&answer.explanation.objects).contains(&"EnvoyFilter default/other".to_owned()));
+    // What no patch is about was made without looking at any.
+    let answer = ask_in(folder.path(), "frontend-v1", "cds", "outbound|80||frontend.default.svc.cluster.local", None);
+    let read = names(&answer.explanation.objects);
+    assert!(!read.iter().any(|object| object.starts_with("EnvoyFilter")), "{read:?}");
 }

@@ -178,6 +178,11 @@ impl<'a> Model<'a> {
         let cold = pipeline::engine(self.options, self.stages.to_vec(), Arc::new(cold));
         let in_parallel = self.in_parallel();
         for (scripted, in_parallel) in self.proxies.iter().zip(in_parallel) {
+            if self.dice.one_in(4) {
+                let proxy = introduced(scripted);
+                let said = |engine| render::diagnostics(engine, proxy, &render::views(engine, scripted, proxy));
+                assert_eq!(said(&self.engines[0]), said(&cold), "{}\nafter {change:#?}", scripted.name);
+            }
             let (here, (fresh, _)) = (served(&self.engines[0], scripted), served(&cold, scripted));
             for (how, (resources, faults)) in [("the engine", &here), ("the engine on threads", &in_parallel)] {
                 let name = &scripted.name;

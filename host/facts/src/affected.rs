@@ -292,6 +292,9 @@ fn objects(touched: &Touched, old: View<'_>, new: View<'_>, named: &mut Named) {
         if before.as_ref().map(|c| &c.record) != after.as_ref().map(|c| &c.record) {
             named.query("object", &[kind, &format!("{namespace}/{}", reference.name)]);
         }
+        if before.as_ref().map(|c| &c.patches) != after.as_ref().map(|c| &c.patches) {
+            named.query("envoy-filter", &[&format!("{namespace}/{}", reference.name)]);
+        }
         if *reordered || before.as_ref().map(|c| &c.summary) != after.as_ref().map(|c| &c.summary) {
             named.query("selectors", &[kind, namespace]);
         }

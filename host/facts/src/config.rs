@@ -1,6 +1,7 @@
 //! Configuration objects: their documents, and the summaries that plans read.
 
 pub mod destination_rule;
+pub mod envoy_filter;
 pub mod virtual_service;
 
 use bytes::Bytes;
@@ -22,6 +23,8 @@ pub struct Config {
     pub document: Bytes,
     /// Its entry in `facts.v1.SelectorSummaries`.
     pub summary: Bytes,
+    /// Of an EnvoyFilter the answer of `envoy-filter`; of others empty.
+    pub patches: Bytes,
 }
 
 impl Config {
@@ -48,10 +51,16 @@ impl Config {
             creation_seconds,
             has_selector,
             selector: pairs(selector),
+            target_refs: target_refs(object),
+            priority: json::at(object.spec(), &["priority"]).as_i64().and_then(|p| i32::try_from(p).ok()).unwrap_or(0),
         };
         let mut summary = Vec::new();
         wire::put_message(&mut summary, 1, &entry);
-        Ok(Config { record: wire::encode(&record), document: document.into(), summary: summary.into() })
+        let patches = match &*object.reference.kind {
+            "EnvoyFilter" => wire::encode(&envoy_filter::prepare(object, &documents::decode(&document)?)),
+            _ => Bytes::new(),
+        };
+        Ok(Config { record: wire::encode(&record), document: document.into(), summary: summary.into(), patches })
     }
 }
 
@@ -69,6 +78,23 @@ fn selector(object: &Object) -> &Value {
         "DestinationRule" | "EnvoyFilter" | "ServiceEntry" | "Sidecar" => json::at(spec, &["workloadSelector"]),
         _ => json::at(spec, &["selector"]),
     }
+}
+
+/// What an object names in place of a selector, in either of the two spellings.
+fn target_refs(object: &Object) -> Vec<facts::selector_summary::TargetRef> {
+    let one = |value: &Value| {
+        let text = |name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+        facts::selector_summary::TargetRef {
+            group: text("group"),
+            kind: text("kind"),
+            name: text("name"),
+            namespace: text("namespace"),
+        }
+    };
+    let spec = object.spec();
+    let many: Vec<_> = json::at(spec, &["targetRefs"]).as_array().into_iter().flatten().map(one).collect();
+    let single = json::at(spec, &["targetRef"]);
+    if many.is_empty() && single.is_object() { vec![one(single)] } else { many }
 }
 
 /// The labels of a selector, in whichever of the three spellings it has.

@@ -122,6 +122,11 @@ pub fn answer(proxy: &Proxy, query: &Query) -> Answer {
         "proxy-version-at-least" => {
             Answer::truth(at_least(&proxy.metadata_text("ISTIO_VERSION").unwrap_or_default(), query.arg(0)))
         }
+        "proxy-version-matches" => Answer::truth(version_matches(proxy, query.arg(0))),
+        "proxy-metadata-match" => Answer::truth(query.args.iter().all(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            proxy.metadata.get(key).and_then(Value::as_str) == Some(value)
+        })),
         "proxy-targets" => Answer::new(Some(Bytes::copy_from_slice(&proxy.targets)), []),
         "proxy-config" => match own_config(proxy) {
             Some(own) => Answer::new(Some(project_proxy_config(&own, &query.args)), []),
@@ -155,6 +160,17 @@ fn attribute(proxy: &Proxy, name: &str) -> Option<String> {
         }
         _ => return None,
     })
+}
+
+/// Does the expression find anything in the proxy's version? One that is none was taken by nobody who checks objects, and stands
+/// in nobody's way, as in istiod.
+fn version_matches(proxy: &Proxy, pattern: &str) -> bool {
+    let version = proxy.metadata.get("ISTIO_VERSION").and_then(Value::as_str).filter(|version| !version.is_empty());
+    // Asked once for each proxy and pattern, since answers are remembered; the limit bounds what a hostile one costs.
+    match regex::RegexBuilder::new(pattern).size_limit(1 << 20).build() {
+        Ok(expression) => version.is_some_and(|version| expression.is_match(version)),
+        Err(_) => true,
+    }
 }
 
 fn ip_families(proxy: &Proxy) -> &'static str {
@@ -238,6 +254,21 @@ mod tests {
                 && at_least("master", "1.31")
         );
         assert!(!at_least("1.29.4", "1.30"));
+    }
+
+    #[test]
+    fn versions_by_expression_and_metadata() {
+        let is = |metadata: Value, kind, args: &[&str]| ask(&proxy(metadata), kind, args).is_some();
+        let of = |version: &str| json!({"ISTIO_VERSION": version});
+        assert!(is(of("1.31.0"), "proxy-version-matches", &[r"^1\.3[01]"]));
+        assert!(!is(of("1.29.0"), "proxy-version-matches", &[r"^1\.3[01]"]));
+        assert!(is(of("x1.30"), "proxy-version-matches", &["1.30"]), "it need not match all of it");
+        assert!(!is(json!({}), "proxy-version-matches", &[".*"]));
+        assert!(is(of("1.31.0"), "proxy-version-matches", &["("]));
+        let metadata = json!({"A": "1", "B": 1, "C": "x=y"});
+        assert!(is(metadata.clone(), "proxy-metadata-match", &["A=1", "C=x=y"]));
+        assert!(!is(metadata.clone(), "proxy-metadata-match", &["B=1"]), "numbers are no text");
+        assert!(!is(metadata, "proxy-metadata-match", &["D="]));
     }
 
     #[test]

@@ -55,6 +55,7 @@ pub const QUERIES: &[QueryDecl] = &[
     mesh("network-ranges", 0),
     mesh("object", 2),
     mesh("selectors", 2),
+    mesh("envoy-filter", 1),
     mesh("selector-namespaces", 1),
     mesh("virtual-service-index", 1),
     mesh("virtual-service-index-namespaces", 0),
@@ -68,6 +69,8 @@ pub const QUERIES: &[QueryDecl] = &[
     about("proxy-labels-match", 0, true, true),
     about("proxy-has-address", 0, true, true),
     about("proxy-version-at-least", 1, false, true),
+    about("proxy-version-matches", 1, false, true),
+    about("proxy-metadata-match", 0, true, true),
     about("proxy-targets", 0, false, false),
     about("proxy-config", 0, true, false),
 ];
@@ -111,6 +114,7 @@ impl View<'_> {
             "network-ranges" => present(strings(self.base.networks.ranges()), []),
             "object" => self.object(query.arg(0), query.arg(1)),
             "selectors" => self.selectors(query.arg(0), query.arg(1)),
+            "envoy-filter" => self.envoy_filter(query.arg(0)),
             "selector-namespaces" => {
                 present(strings(groups(&self.state.config_order, &prefix(&[query.arg(0)]), "")), [])
             }
@@ -241,6 +245,15 @@ impl View<'_> {
         let reference = ObjectRef::new(kind, namespace, name);
         match self.state.configs.get(&object_key(&reference)) {
             Some(config) => present(config.record.clone(), [reference]),
+            None => none([reference]),
+        }
+    }
+
+    fn envoy_filter(&self, name: &str) -> Answer {
+        let Some((namespace, name)) = name.split_once('/') else { return Answer::none() };
+        let reference = ObjectRef::new("EnvoyFilter", namespace, name);
+        match self.state.configs.get(&object_key(&reference)) {
+            Some(config) => present(config.patches.clone(), [reference]),
             None => none([reference]),
         }
     }

@@ -49,6 +49,39 @@ impl Rope {
         }
     }
 
+    fn segments<'a>(&'a self, found: &mut Vec<&'a Bytes>) {
+        for part in self.parts.iter() {
+            match part {
+                Part::Bytes(bytes) => found.push(bytes),
+                Part::Rope(rope) => rope.segments(found),
+            }
+        }
+    }
+
+    /// Cuts bytes that were made from this rope's so that they share its segments where these are in them still, in order.
+    /// The other pieces are copies, so that nothing keeps the whole in memory.
+    pub fn share_with(&self, bytes: &[u8]) -> Vec<Bytes> {
+        /// What is smaller costs more to share than to copy.
+        const SMALLEST: usize = 128;
+        let mut segments = Vec::new();
+        self.segments(&mut segments);
+        let mut cut = Vec::new();
+        let mut rest = bytes;
+        for segment in segments.into_iter().filter(|segment| segment.len() >= SMALLEST) {
+            let Some(at) = memchr::memmem::find(rest, segment) else { continue };
+            let (before, after) = rest.split_at(at);
+            if !before.is_empty() {
+                cut.push(Bytes::copy_from_slice(before));
+            }
+            cut.push(segment.clone());
+            rest = &after[segment.len()..];
+        }
+        if !rest.is_empty() {
+            cut.push(Bytes::copy_from_slice(rest));
+        }
+        cut
+    }
+
     /// Appends the encoded bytes to a buffer: the one copy on the way to the wire.
     pub fn write_to(&self, out: &mut impl BufMut) {
         self.for_each(&mut |segment| out.put_slice(segment));
@@ -225,6 +258,24 @@ mod tests {
             prop_assert_eq!(rope.fingerprint(), Fingerprint::of(&want));
             prop_assert_eq!(&rope.to_bytes()[..], &want[..]);
         }
+    }
+
+    #[test]
+    fn what_is_unchanged_stays_shared() {
+        let (one, other) = (Bytes::from(vec![1; 200]), Bytes::from(vec![2; 300]));
+        let mut builder = RopeBuilder::new();
+        builder.field(1, &Rope::from_bytes(one.clone()));
+        builder.field(2, &Rope::from_bytes(other.clone()));
+        let rope = builder.finish().expect("all closed");
+        let changed = [&[9][..], &one, &[8, 7], &other].concat();
+        let cut = rope.share_with(&changed);
+        assert_eq!(cut.concat(), changed);
+        assert_eq!((cut[1].as_ptr(), cut[3].as_ptr(), cut.len()), (one.as_ptr(), other.as_ptr(), 4));
+        // Out of order, or gone, they are not.
+        let changed = [&other[..], &one[..]].concat();
+        assert_eq!(rope.share_with(&changed).concat(), changed);
+        assert_eq!(rope.share_with(b"x"), [&b"x"[..]]);
+        assert!(rope.share_with(b"").is_empty());
     }
 
     #[test]

@@ -246,6 +246,11 @@ fn link(linker: &mut Linker<State>, queries: &[QueryDecl]) -> wasmtime::Result<(
             (true, 2, false) => facts.func_wrap(kind, move |s, (a, b, l): (String, String, Vec<String>)| {
                 bytes(s, kind, [vec![a, b], l].concat())
             })?,
+            (true, 3, false) => {
+                facts.func_wrap(kind, move |s, (a, b, c, l): (String, String, String, Vec<String>)| {
+                    bytes(s, kind, [vec![a, b, c], l].concat())
+                })?
+            }
             (true, 2, true) => facts.func_wrap(kind, move |s, (a, b, l): (String, String, Vec<String>)| {
                 truth(s, kind, [vec![a, b], l].concat())
             })?,

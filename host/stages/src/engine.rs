@@ -58,6 +58,8 @@ pub struct Config {
     pub roots: Vec<Root>,
     /// What the functions make.
     pub outputs: Vec<OutputDecl>,
+    /// Calls that look at all that a proxy gets and have diagnostics only: made when somebody asks for these, not for a push.
+    pub reports: Vec<(&'static str, &'static str)>,
     /// The gate, if there is one.
     pub gate: Option<Arc<Gate>>,
     /// What the gate objects to is left out; else it is only reported (`render`).

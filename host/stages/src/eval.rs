@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::{FxHashMap, FxHashSet};
-use trysail_model::{Answer, Fingerprint, Query};
+use trysail_model::{Answer, Fingerprint, Query, Resource};
 use trysail_sdk::{CallRef, Diagnostic, Entry, Output, Severity};
 
 use crate::calls::Call;
@@ -88,27 +88,28 @@ impl Engine {
 
     /// Runs the call and remembers what came of it.
     fn compute(self: &Arc<Self>, cx: &mut Cx, memo: &Arc<CallMemo>) -> Result<Arc<Leaf>, Fault> {
-        let (result, reads) = match &memo.call {
+        let (result, reads, seen) = match &memo.call {
             Call::Stage { .. } | Call::Plugin { .. } => {
                 let runner = Runner { engine: self, memo, limits: self.config.limits };
                 let ran = runner.run(cx);
-                (ran.result, ran.reads)
+                (ran.result, ran.reads, ran.seen)
             }
             Call::Hook { point, args, inner } => {
                 let reads =
                     vec![(self.queries.intern(&Question::Plugins(point.clone())), self.hooks_fingerprint(point))];
-                (Ok(self.chain(point, args, *inner)), reads)
+                (Ok(self.chain(point, args, *inner)), reads, Vec::new())
             }
             Call::Names { stage, function, hook, names } => {
                 let call = |name: &trysail_model::ResourceName| {
                     Entry::Include(CallRef::new(stage, function, [name.as_str()]).hooked(hook))
                 };
-                (Ok(Output { entries: names.iter().map(call).collect(), diagnostics: Vec::new() }), Vec::new())
+                let output = Output { entries: names.iter().map(call).collect(), diagnostics: Vec::new() };
+                (Ok(output), Vec::new(), Vec::new())
             }
         };
         let reads: Arc<[Read]> = reads.into();
         let result = match result {
-            Ok(output) => self.remember(cx, memo, output, reads.clone()).map_err(run::Stopped::Own),
+            Ok(output) => self.remember(cx, memo, output, reads.clone(), &seen).map_err(run::Stopped::Own),
             Err(stopped) => Err(stopped),
         };
         match result {
@@ -151,7 +152,7 @@ impl Engine {
         output
     }
 
-    /// Takes an output in as a leaf.
+    /// Takes an output in as a leaf. `seen` are the items that it was made from, one by one.
     ///
     /// # Errors
     /// When it does not form messages, or shows that the guest is not pure.
@@ -161,6 +162,7 @@ impl Engine {
         memo: &Arc<CallMemo>,
         output: Output,
         reads: Arc<[Read]>,
+        seen: &[Arc<Resource>],
     ) -> Result<Arc<Leaf>, FaultKind> {
         let gate = self.config.gate.clone();
         let made = self.made_by(memo);
@@ -173,8 +175,9 @@ impl Engine {
             need: made.map(|(_, need)| need).unwrap_or_default(),
             drop_invalid: self.config.hold_back,
         };
-        let leaf = Leaf::new(output, reads, |call| self.resolve(call), &judging)
+        let mut leaf = Leaf::new(output, reads, |call| self.resolve(call), &judging)
             .map_err(|bad| FaultKind::BadOutput(bad.to_string()))?;
+        leaf.share(seen);
         if leaf.n_refused > 0 {
             let why = leaf.diagnostics.iter().filter(|d| d.message.starts_with(crate::gate::FOUND));
             let why: Vec<String> = why.map(|d| format!("{}: {}", d.object, d.message)).collect();

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use rustc_hash::FxHashSet;
 use trysail_model::rope::RopeBuilder;
 use trysail_model::{Fingerprint, Resource, ResourceName, Rope, View};
-use trysail_sdk::{Diagnostic, Entry, Output, Part};
+use trysail_sdk::prost::Message as _;
+use trysail_sdk::{Diagnostic, Entry, Output, Part, facts};
 
 use crate::engine::Names;
 use crate::gate::{self, Need, Verdict, Waits};
@@ -178,6 +179,20 @@ impl EntryList {
             1 => pieces.pop(),
             _ => Some(pieces.concat().into()),
         }
+    }
+
+    /// The items one by one, as `facts.v1.Items`. `None` without items.
+    pub fn each(&self) -> Option<Bytes> {
+        let mut items = Vec::with_capacity(self.n_items);
+        self.for_each(&mut |item| {
+            items.push(facts::items::Item {
+                key: item.resource.name.as_str().to_owned(),
+                message: item.resource.body.to_bytes().into(),
+                claims: item.claims.to_vec(),
+                refs: item.refs.to_vec(),
+            });
+        });
+        (!items.is_empty()).then(|| facts::Items { items }.encode_to_vec().into())
     }
 
     /// The items as resources sorted by name; of two with one name the first stays.
@@ -381,6 +396,18 @@ impl Leaf {
             }));
         }
         Ok(Leaf { reads, calls, diagnostics, n_refused, passing: false, entries, need, finished: OnceLock::new() })
+    }
+
+    /// Has items without calls share the segments of what they were made from, which `before` holds by name: a patch of a few bytes
+    /// in a listener leaves all else of it shared with the listeners of other proxies.
+    pub fn share(&mut self, before: &[Arc<Resource>]) {
+        for entry in &mut self.entries {
+            let LeafEntry::Item(item) = entry else { continue };
+            let [LeafPart::Bytes(own)] = &item.parts[..] else { continue };
+            if let Some(source) = before.iter().find(|source| source.name == item.name) {
+                item.parts = source.body.share_with(own).into_iter().map(LeafPart::Bytes).collect();
+            }
+        }
     }
 
     /// Is call `i` an inclusion (and not a hole in an item)?

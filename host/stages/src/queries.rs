@@ -29,9 +29,10 @@ pub enum Question {
 }
 
 /// The queries that the engine answers itself, from other calls and from the plugins there are.
-pub const OWN: [QueryDecl; 3] = [
+pub const OWN: [QueryDecl; 4] = [
     QueryDecl { kind: "derived", about_proxy: false, predicate: false, takes_list: true, arity: 2 },
     QueryDecl { kind: "derived-exists", about_proxy: false, predicate: true, takes_list: true, arity: 2 },
+    QueryDecl { kind: "derived-items", about_proxy: false, predicate: false, takes_list: true, arity: 3 },
     QueryDecl { kind: "hooked", about_proxy: false, predicate: true, takes_list: false, arity: 1 },
 ];
 

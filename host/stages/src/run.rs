@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
-use trysail_model::{Fingerprint, Query, ResourceName};
+use trysail_model::{Fingerprint, Query, Resource, ResourceName};
 use trysail_sdk::{CallRef, Entry, Level, Outcome, Output, Part};
 
 use crate::calls::Call;
@@ -34,6 +34,15 @@ pub(crate) struct Ran {
     pub reads: Vec<Read>,
     /// Questions and answers as the guest saw them.
     pub log: Vec<Asked>,
+    /// The items that it worked on, one by one.
+    pub seen: Vec<Arc<Resource>>,
+}
+
+impl Ran {
+    /// A run that did not come to anything.
+    fn stopped(why: Stopped) -> Self {
+        Ran { result: Err(why), reads: Vec::new(), log: Vec::new(), seen: Vec::new() }
+    }
 }
 
 /// A question and its answer as a guest saw them.
@@ -58,11 +67,11 @@ impl Runner<'_> {
     /// Runs the call, and, for a share of calls, once more on a fresh instance to see that it is pure.
     pub fn run(&self, cx: &mut Cx) -> Ran {
         let Some(guest) = self.guest() else {
-            return Ran { result: Err(Stopped::Own(FaultKind::Missing)), reads: Vec::new(), log: Vec::new() };
+            return Ran::stopped(Stopped::Own(FaultKind::Missing));
         };
-        let Prepared { job, reads: first, claims } = match self.job(cx) {
+        let Prepared { job, reads: first, claims, seen } = match self.job(cx) {
             Ok(prepared) => prepared,
-            Err(fault) => return Ran { result: Err(Stopped::Fragment(fault)), reads: Vec::new(), log: Vec::new() },
+            Err(fault) => return Ran::stopped(Stopped::Fragment(fault)),
         };
         add(&self.engine.counters.runs);
         if let Some(tell) = &self.engine.config.on_run {
@@ -73,6 +82,7 @@ impl Runner<'_> {
             cx: cx.clone(),
             reads: first,
             log: Vec::new(),
+            seen,
             limit: self.limits.queries,
             asked: 0,
             limit_asked: self.limits.output,
@@ -86,16 +96,16 @@ impl Runner<'_> {
         // What a guest was handed comes back; anything else would be a bug in the runner, not in the guest.
         let any: Box<dyn std::any::Any> = asker.into_any();
         let recorder = any.downcast::<Recorder>().expect("a guest returns the asker that it was given");
-        let Recorder { reads, log, last_line, .. } = *recorder;
+        let Recorder { reads, log, seen, last_line, .. } = *recorder;
         let result = match result {
             Ok(done) => self.audit(&*guest, &job, &done, &log).map(|()| self.output(done, &claims)),
             Err(Unanswered::Own(FaultKind::Trap(trap))) => {
                 Err(FaultKind::Trap(last_line.map_or(trap.clone(), |panic| format!("{panic} ({trap})"))))
             }
             Err(Unanswered::Own(kind)) => Err(kind),
-            Err(Unanswered::Below(fault)) => return Ran { result: Err(Stopped::Asked(fault)), reads, log },
+            Err(Unanswered::Below(fault)) => return Ran { result: Err(Stopped::Asked(fault)), reads, log, seen },
         };
-        Ran { result: result.map_err(Stopped::Own), reads, log }
+        Ran { result: result.map_err(Stopped::Own), reads, log, seen }
     }
 
     /// Counts a run. Its time holds that of the calls that it asked for and that had to run.
@@ -136,12 +146,13 @@ impl Runner<'_> {
         match &self.memo.call {
             Call::Plugin { point, args, inner, .. } => {
                 let mut items = Vec::new();
-                let (mut first, mut claims) = (Vec::new(), Vec::new());
+                let (mut first, mut claims, mut seen) = (Vec::new(), Vec::new(), Vec::new());
                 if let Some(inner) = inner {
                     let memo = self.engine.memos.get(*inner);
                     let node = self.engine.eval(cx, &memo)?;
                     first.push((self.engine.queries.intern(&Question::Derived(*inner)), node.entries.fingerprint));
                     node.entries.for_each(&mut |item| {
+                        seen.push(item.resource.clone());
                         items.push((item.resource.name.as_str().to_owned(), item.resource.body.to_bytes()));
                         if !item.claims.is_empty() {
                             claims.push((item.resource.name.clone(), item.claims.clone()));
@@ -149,11 +160,11 @@ impl Runner<'_> {
                     });
                 }
                 let job = Job::Apply { point: point.clone(), args: args.clone(), items: items.into() };
-                Ok(Prepared { job, reads: first, claims })
+                Ok(Prepared { job, reads: first, claims, seen })
             }
             Call::Stage { function, args, .. } => {
                 let job = Job::Translate { function: function.clone(), args: args.clone() };
-                Ok(Prepared { job, reads: Vec::new(), claims: Vec::new() })
+                Ok(Prepared { job, reads: Vec::new(), claims: Vec::new(), seen: Vec::new() })
             }
             Call::Hook { .. } | Call::Names { .. } => unreachable!("the host makes these itself"),
         }
@@ -218,6 +229,8 @@ struct Prepared {
     reads: Vec<Read>,
     /// What the items of that fragment claim.
     claims: Vec<(ResourceName, Arc<[String]>)>,
+    /// These items.
+    seen: Vec<Arc<Resource>>,
 }
 
 impl Limits {
@@ -233,6 +246,7 @@ struct Recorder {
     cx: Cx,
     reads: Vec<Read>,
     log: Vec<Asked>,
+    seen: Vec<Arc<Resource>>,
     limit: usize,
     /// Bytes of questions so far, and how many there may be.
     asked: usize,
@@ -246,14 +260,19 @@ impl Recorder {
     /// The question that a query kind and its arguments are, and its number.
     fn question(&self, kind: &'static str, args: &[String]) -> (QueryId, Question) {
         let question = match kind {
-            "derived" | "derived-exists" => {
+            "derived" | "derived-exists" | "derived-items" => {
+                let (hook, args) = match (kind, args.split_first()) {
+                    ("derived-items", Some((hook, rest))) => (hook.as_str(), rest),
+                    _ => ("", args),
+                };
                 let call = CallRef::new(
                     args.first().map_or("", String::as_str),
                     args.get(1).map_or("", String::as_str),
                     args.iter().skip(2).cloned(),
                 );
+                let call = call.hooked(hook);
                 let memo = self.engine.resolve(&call);
-                if kind == "derived" { Question::Derived(memo.id) } else { Question::DerivedExists(memo.id) }
+                if kind == "derived-exists" { Question::DerivedExists(memo.id) } else { Question::Derived(memo.id) }
             }
             "hooked" => Question::Hooked(args.first().map_or("", String::as_str).into()),
             _ => {
@@ -290,7 +309,13 @@ impl Asker for Recorder {
             }
             Question::Derived(call) => {
                 let node = self.engine.eval(&mut self.cx, &self.engine.memos.get(*call)).map_err(Unanswered::Below)?;
-                (node.entries.fingerprint, node.entries.concatenated())
+                let answer = if kind == "derived-items" {
+                    node.entries.for_each(&mut |item| self.seen.push(item.resource.clone()));
+                    node.entries.each()
+                } else {
+                    node.entries.concatenated()
+                };
+                (node.entries.fingerprint, answer)
             }
             Question::DerivedExists(call) => {
                 let node = self.engine.eval(&mut self.cx, &self.engine.memos.get(*call)).map_err(Unanswered::Below)?;
@@ -391,7 +416,7 @@ pub(crate) fn retry(engine: &Arc<Engine>, cx: &Cx, memo: &Arc<CallMemo>, reads: 
                 tracing::warn!(call = %memo.call, "a slow call finished at its second try");
                 memo.faults.write().retain(|known| !matches!(known.fault.kind, FaultKind::Slow(_)));
                 let reads: Arc<[Read]> = ran.reads.into();
-                if let Err(kind) = engine.remember(&cx, &memo, output, reads.clone()) {
+                if let Err(kind) = engine.remember(&cx, &memo, output, reads.clone(), &ran.seen) {
                     let fault = engine.fault(&memo, kind);
                     engine.remember_fault(&memo, &reads, &fault);
                 }

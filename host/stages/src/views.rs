@@ -158,10 +158,16 @@ impl Engine {
         }
     }
 
-    /// What the calls behind a proxy's resources have to say, each thing once.
+    /// What the calls behind a proxy's resources have to say, and the reports about all of them, each thing once.
     pub fn diagnostics(self: &Arc<Self>, proxy: &Proxy, roots: &[Arc<Node>]) -> Vec<Diagnostic> {
         let mut found: Vec<Diagnostic> = Vec::new();
-        self.behind(proxy, roots, |node| {
+        let reports = self.config.reports.iter().map(|(stage, function)| {
+            let call = self.memos.of(Call::stage(stage, function, &[]));
+            self.node_of(proxy, call.id)
+        });
+        // A fault in one was counted and logged; it keeps nobody from the others.
+        let nodes: Vec<Arc<Node>> = roots.iter().cloned().chain(reports.flatten()).collect();
+        self.behind(proxy, &nodes, |node| {
             found.extend(node.leaf.diagnostics.iter().cloned());
             found.extend(node.conflicts.iter().cloned());
         });

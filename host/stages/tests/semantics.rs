@@ -56,6 +56,18 @@ fn proxies_whose_answers_agree_share_one_allocation() {
 }
 
 #[test]
+fn items_of_another_call_are_told_apart() {
+    let mut now = world().text("d", "each a").text("e", "each z").text("z", "none").list("plan", &["d", "e"]);
+    let engine = engine(&now);
+    let p = proxy("p", "x", "1");
+    assert_eq!(text(&engine, &p, "d").as_deref(), Some("a:5 "));
+    assert_eq!(text(&engine, &p, "e").as_deref(), Some(""));
+    let new = now.clone().text("a", "longer");
+    go(&engine, &mut now, new);
+    assert_eq!(text(&engine, &p, "d").as_deref(), Some("a:8 "));
+}
+
+#[test]
 fn only_what_read_a_change_is_run_again() {
     let mut now = World::default().list("plan", &[]);
     for i in 0..500 {

@@ -110,7 +110,7 @@ impl Snapshot for World {
 /// The plan: includes a `piece` for each name in the list `plan`, and an own item with the proxy's `tag` as a hole.
 ///
 /// A `piece` is the text of its name; a text `for NS TEXT` is TEXT for proxies of the namespace only; `see KEY` is the output of
-/// another piece; `have KEY` says whether another piece has any output; `none` is no item; `ask STAGE FUNCTION` is the output of
+/// another piece; `each KEY` says key and size of its items, after the plugins at `clusters`; `have KEY` says whether another piece has any output; `none` is no item; `ask STAGE FUNCTION` is the output of
 /// another stage; `wait REF` waits for another resource; `within KEY` holds another piece; `hooked POINT` says whether a plugin stands
 /// there; `insert TEXT` is TEXT with a place for plugins' insertions about `inserted`.
 pub fn toy(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Output, Failure> {
@@ -142,6 +142,10 @@ pub fn toy(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Output, Fai
                 ["see", key] => {
                     let seen: Option<facts::Strings> = ctx.derived("toy", "piece", &[key])?;
                     seen.map_or("nothing".to_owned(), |seen| seen.values.join("+"))
+                }
+                ["each", key] => {
+                    let items = ctx.derived_items(&CallRef::new("toy", "piece", [key]).hooked("clusters"))?;
+                    items.iter().map(|item| format!("{}:{} ", item.key, item.message.len())).collect()
                 }
                 ["have", key] => ctx.derived_exists("toy", "piece", &[key]).to_string(),
                 ["ask", stage, function] => {
@@ -191,6 +195,7 @@ pub fn config() -> Config {
     Config {
         queries: QUERIES,
         roots: vec![root(ALL, "all", false, ""), root(NAMED, "named", true, "named")],
+        reports: Vec::new(),
         outputs: vec![OutputDecl { function: ("toy", "piece"), message: "toy.Piece", need: Need::Nothing }],
         gate: None,
         hold_back: true,

@@ -34,35 +34,53 @@ const DYNAMIC_DNS_CACHE: &str = "allow_any_dfp_dns_cache";
 /// Socket of the secret service that the `credential` metadata promises.
 const CREDENTIAL_SOCKET: &str = "./var/run/secrets/credential-uds/socket";
 
+/// Where connections from the workload, or through a gateway, go.
+pub const OUTBOUND: &str = "outbound";
+/// Where connections to the workload go.
+pub const INBOUND: &str = "inbound";
+/// What EnvoyFilters do not touch.
+pub const UNPATCHED: &str = "unpatched";
+
 /// The function `fixed`.
-pub fn fixed(ctx: &Ctx<'_>) -> Result<Output, Failure> {
+pub fn fixed(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
     let settings = Settings::ask(ctx)?;
     let proxy = ProxyTraits::ask(ctx)?;
     let mut output = Output::empty();
-    add(&mut output, black_hole(&settings));
-    if ctx.proxy("type").as_deref() == Some("sidecar") {
-        add(&mut output, passthrough(&settings, &proxy));
-        let policy = ctx.derived::<OutboundTrafficPolicy>("scope", "outbound-policy", &[])?;
-        if policy.is_some_and(|policy| policy.mode == MODE_DYNAMIC_DNS) {
-            let cluster = dynamic_dns(ctx, &settings, &proxy, &mut output)?;
-            output.item(Item::new(DYNAMIC_DNS, cluster));
-        }
-        let families = ctx.proxy("ip-families").unwrap_or_default();
-        let mut inbound = passthrough(&settings, &proxy);
-        inbound.name = INBOUND_PASSTHROUGH.to_owned();
-        inbound.filters.clear();
-        let first = if matches!(families.as_str(), "ipv4" | "dual") { SOURCE } else { SOURCE_V6 };
-        inbound.upstream_bind_config = Some(BindConfig {
-            source_address: Some(wire::source(first, 0)),
-            extra_source_addresses: if families == "dual" { vec![extra_source()] } else { Vec::new() },
-            ..Default::default()
-        });
-        add(&mut output, inbound);
-    }
-    if proxy.credential_socket {
-        add(&mut output, external_secrets(&settings));
+    match args.first().map(String::as_str) {
+        Some(OUTBOUND) => outbound_side(ctx, &settings, &proxy, &mut output)?,
+        Some(INBOUND) => add(&mut output, inbound_passthrough(ctx, &settings, &proxy)),
+        Some(UNPATCHED) if proxy.credential_socket => add(&mut output, external_secrets(&settings)),
+        Some(UNPATCHED) => {}
+        _ => return Err(Failure::BadArguments("clusters/fixed needs a side".into())),
     }
     Ok(output)
+}
+
+fn outbound_side(ctx: &Ctx<'_>, settings: &Settings, proxy: &ProxyTraits, output: &mut Output) -> Result<(), Failure> {
+    add(output, black_hole(settings));
+    if ctx.proxy("type").as_deref() == Some("sidecar") {
+        add(output, passthrough(settings, proxy));
+        let policy = ctx.derived::<OutboundTrafficPolicy>("scope", "outbound-policy", &[])?;
+        if policy.is_some_and(|policy| policy.mode == MODE_DYNAMIC_DNS) {
+            let cluster = dynamic_dns(ctx, settings, proxy, output)?;
+            output.item(Item::new(DYNAMIC_DNS, cluster));
+        }
+    }
+    Ok(())
+}
+
+fn inbound_passthrough(ctx: &Ctx<'_>, settings: &Settings, proxy: &ProxyTraits) -> Cluster {
+    let families = ctx.proxy("ip-families").unwrap_or_default();
+    let mut inbound = passthrough(settings, proxy);
+    inbound.name = INBOUND_PASSTHROUGH.to_owned();
+    inbound.filters.clear();
+    let first = if matches!(families.as_str(), "ipv4" | "dual") { SOURCE } else { SOURCE_V6 };
+    inbound.upstream_bind_config = Some(BindConfig {
+        source_address: Some(wire::source(first, 0)),
+        extra_source_addresses: if families == "dual" { vec![extra_source()] } else { Vec::new() },
+        ..Default::default()
+    });
+    inbound
 }
 
 fn add(output: &mut Output, cluster: Cluster) {

@@ -1,13 +1,13 @@
 //! Inbound clusters: from the proxy to its own workload, one for each port.
 //!
-//! A Sidecar's ingress listeners replace the ports that services have. They are made here, in the plan, since a Sidecar is
-//! about few workloads; the clusters of service ports are calls of their own, which replicas share.
+//! A Sidecar's ingress listeners replace the ports that services have.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use trysail_policy::{Policy, name};
 use trysail_sdk::facts::{self, Port, Protocol, Service};
+use trysail_sdk::patching::Subject;
 use trysail_sdk::prost::Message as _;
 use trysail_sdk::proto::envoy::config::cluster::v3::cluster::{DiscoveryType, LbPolicy};
 use trysail_sdk::proto::envoy::config::core::v3::{BindConfig, ExtraSourceAddress};
@@ -30,20 +30,21 @@ pub const SOURCE_V6: &str = "::6";
 /// The longest duration that Go knows: hosts of ORIGINAL_DST clusters inbound are never forgotten.
 const FOREVER: i64 = 9_223_372_035;
 
-/// The function `inbound`.
-pub fn plan(ctx: &Ctx<'_>) -> Result<Output, Failure> {
-    let mut output = Output::empty();
+/// What `inbound` is made of: the clusters of the ports of services, and those of the Sidecar's ingress listeners.
+pub fn subjects(ctx: &Ctx<'_>) -> Result<Vec<(Subject, String)>, Failure> {
+    let mut found = Vec::new();
+    let mut add = |call: CallRef, hosts| found.push((Subject { call, hosts }, String::new()));
     let sidecar = sidecar(ctx)?;
     let ingress = sidecar.as_ref().map(|(_, spec)| spec.ingress.as_slice()).unwrap_or_default();
     if ingress.is_empty() {
         // Without redirection a listener on a service's port would take it from the workload itself.
         if ctx.proxy_metadata("INTERCEPTION_MODE").as_deref() == Some("NONE") {
-            return Ok(output);
+            return Ok(found);
         }
     }
     let targets = ctx.proxy_targets()?;
-    let merge = ingress.is_empty() || Settings::ask(ctx)?.merge_ingress;
-    if merge {
+    let host = |target: &facts::ServiceTarget| Some(target.service.split_once('/')?.1.to_owned());
+    if ingress.is_empty() || Settings::ask(ctx)?.merge_ingress {
         let mut ports: BTreeMap<u32, Vec<&facts::ServiceTarget>> = BTreeMap::new();
         for target in &targets {
             ports.entry(target.target_port).or_default().push(target);
@@ -54,16 +55,33 @@ pub fn plan(ctx: &Ctx<'_>) -> Result<Output, Failure> {
             args.extend(
                 targets.iter().filter_map(|t| Some((t, t.port.as_ref()?))).map(|(t, port)| target_arg(t, port)),
             );
-            output.include(CallRef::new("clusters", "inbound-port", args));
+            let hosts = targets.into_iter().filter_map(host).collect();
+            add(CallRef::new("clusters", "inbound-port", args), hosts);
         }
     }
-    if let Some((object, spec)) = &sidecar {
-        for (i, listener) in spec.ingress.iter().enumerate() {
-            let first = spec.ingress[..i].iter().all(|before| number(before) != number(listener));
-            if first {
-                from_ingress(ctx, object, spec, listener, i, &targets, &mut output)?;
-            }
+    for (i, listener) in ingress.iter().enumerate() {
+        let first = ingress[..i].iter().all(|before| number(before) != number(listener));
+        if first {
+            let service = targets.iter().find(|target| target.target_port == number(listener)).and_then(host);
+            let named = || sidecar.as_ref().map(|(object, _)| format!("{}.{}", object.name, object.namespace));
+            let hosts = service.or_else(named).into_iter().collect();
+            add(CallRef::new("clusters", "inbound-ingress", [i.to_string()]), hosts);
         }
+    }
+    Ok(found)
+}
+
+/// The function `inbound-ingress`.
+pub fn ingress(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
+    let index: usize = args
+        .first()
+        .and_then(|index| index.parse().ok())
+        .ok_or_else(|| Failure::BadArguments("clusters/inbound-ingress needs an index".into()))?;
+    let mut output = Output::empty();
+    if let Some((object, spec)) = sidecar(ctx)?
+        && let Some(listener) = spec.ingress.get(index)
+    {
+        from_ingress(ctx, &object, &spec, listener, index, &ctx.proxy_targets()?, &mut output)?;
     }
     Ok(output)
 }

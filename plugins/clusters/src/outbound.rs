@@ -16,7 +16,7 @@ use trysail_sdk::proto::envoy::extensions::network::dns_resolver::cares::v3::Car
 use trysail_sdk::proto::istio::networking::v1alpha3::client_tls_settings::TlSmode;
 use trysail_sdk::proto::istio::networking::v1alpha3::load_balancer_settings::SimpleLb;
 use trysail_sdk::proto::istio::networking::v1alpha3::{DestinationRule, Subset, TrafficPolicy};
-use trysail_sdk::{CallRef, Ctx, Failure, Item, Output, Severity};
+use trysail_sdk::{CallRef, Ctx, Failure, Item, Output, Severity, patching};
 
 use crate::draft::{self, Draft};
 use crate::settings::{ProxyTraits, Settings};
@@ -29,14 +29,14 @@ const LOAD_ASSIGNMENT: u32 = 33;
 const ANNOTATION_CONNECT: &str = "istio.io/connect-strategy";
 const CONNECT_RACE: &str = "RACE_FIRST_TCP_CONNECT";
 
-/// The function `outbound`: clusters of every service in the proxy's scope.
-pub fn plan(ctx: &Ctx<'_>) -> Result<Output, Failure> {
+/// What `outbound` is made of: clusters of every service in the proxy's scope.
+pub fn subjects(ctx: &Ctx<'_>) -> Result<Vec<(patching::Subject, String)>, Failure> {
     let scope: facts::ServiceSummaries = ctx.derived("scope", "services", &["all"])?.unwrap_or_default();
     // A Sidecar may import some ports of a service only.
     let trims =
         ctx.derived::<facts::EgressListeners>("scope", "egress", &[])?.is_some_and(|egress| egress.from_sidecar);
     let needed = needed_at_gateway(ctx)?;
-    let mut output = Output::empty();
+    let mut found = Vec::with_capacity(scope.services.len());
     for summary in scope.services.iter().filter(|summary| summary.resolution() != Resolution::Alias) {
         let key = format!("{}/{}", summary.namespace, summary.host);
         if needed.as_ref().is_some_and(|hosts| !hosts.contains(&summary.host) && !hosts.contains(&key)) {
@@ -46,9 +46,10 @@ pub fn plan(ctx: &Ctx<'_>) -> Result<Output, Failure> {
         if trims && ctx.service(&args[0])?.is_some_and(|service| service.ports.len() != summary.ports.len()) {
             args.push(summary.ports.iter().map(|port| port.port.to_string()).collect::<Vec<_>>().join(","));
         }
-        output.include(CallRef::new("clusters", "service", args).hooked("clusters"));
+        let call = CallRef::new("clusters", "service", args).hooked("clusters");
+        found.push((patching::Subject::new(call), summary.host.clone()));
     }
-    Ok(output)
+    Ok(found)
 }
 
 /// Hosts, or `namespace/host`, that a gateway needs clusters for, if it is to have no others.
@@ -61,19 +62,20 @@ fn needed_at_gateway(ctx: &Ctx<'_>) -> Result<Option<BTreeSet<String>>, Failure>
     Ok(Some(hosts.values.into_iter().collect()))
 }
 
-/// The function `sni`: clusters behind AUTO_PASSTHROUGH, of every service of the mesh in the proxy's scope.
-pub fn sni_plan(ctx: &Ctx<'_>) -> Result<Output, Failure> {
-    let mut output = Output::empty();
+/// What `sni` is made of: clusters behind AUTO_PASSTHROUGH, of every service of the mesh in the proxy's scope.
+pub fn sni_subjects(ctx: &Ctx<'_>) -> Result<Vec<(patching::Subject, String)>, Failure> {
+    let mut found = Vec::new();
     let merged: facts::MergedGateway = ctx.derived("scope", "merged-gateway", &[])?.unwrap_or_default();
     if !merged.auto_passthrough {
-        return Ok(output);
+        return Ok(found);
     }
     let scope: facts::ServiceSummaries = ctx.derived("scope", "services", &["all"])?.unwrap_or_default();
     for summary in scope.services.iter().filter(|summary| !summary.mesh_external) {
         let key = format!("{}/{}", summary.namespace, summary.host);
-        output.include(CallRef::new("clusters", "sni-service", [key]).hooked("clusters"));
+        let call = CallRef::new("clusters", "sni-service", [key]).hooked("clusters");
+        found.push((patching::Subject::new(call), summary.host.clone()));
     }
-    Ok(output)
+    Ok(found)
 }
 
 /// The functions `service`, and `sni-service` of clusters that pass TLS of clients on as it comes.

@@ -312,10 +312,11 @@ fn without_redirection_there_is_nothing_inbound() {
 
 #[test]
 fn fixed_clusters() {
-    let clusters = World::new().clusters("fixed", &[]);
-    let names: Vec<&str> = clusters.keys().map(String::as_str).collect();
-    assert_eq!(names, ["BlackHoleCluster", "InboundPassthroughCluster", "PassthroughCluster"]);
-    assert!(clusters["InboundPassthroughCluster"].filters.is_empty());
+    let outbound = World::new().clusters("fixed", &["outbound"]);
+    assert!(outbound.keys().eq(["BlackHoleCluster", "PassthroughCluster"]));
+    let inbound = World::new().clusters("fixed", &["inbound"]);
+    assert!(inbound["InboundPassthroughCluster"].filters.is_empty());
+    assert!(World::new().clusters("fixed", &["unpatched"]).is_empty());
 }
 
 #[test]
@@ -324,4 +325,33 @@ fn durations_of_go() {
     assert_eq!(of("100ms"), Some((0, 100_000_000)));
     assert_eq!(of("1m0.5s"), Some((60, 500_000_000)));
     assert_eq!((of(""), of("5"), of("1x")), (Some((0, 0)), None, None));
+}
+
+#[test]
+fn what_patches_can_touch_is_led_through_them() {
+    let mut world = World::new();
+    let summary = facts::ServiceSummary {
+        host: "api.shop.svc.cluster.local".into(),
+        namespace: "shop".into(),
+        ..Default::default()
+    };
+    let services = facts::ServiceSummaries { services: vec![summary] };
+    world.answers.insert("derived scope services all".into(), services.encode_to_vec());
+    let included = |world: &World, args: &[&str]| match &world.call("outbound", args).entries[..] {
+        [Entry::Include(call)] => call.clone(),
+        other => panic!("{other:?}"),
+    };
+    let plain = included(&world, &[]);
+    assert_eq!((plain.stage.as_str(), plain.hook.as_str()), ("clusters", "clusters"));
+    let mut scope = |hosts: &[&str]| {
+        let hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
+        let scope = facts::PatchScope { hosts, ..Default::default() };
+        let question = "derived envoyfilter scope clusters SIDECAR_OUTBOUND";
+        world.answers.insert(question.into(), scope.encode_to_vec());
+        included(&world, &["SIDECAR_OUTBOUND"])
+    };
+    assert_eq!(scope(&["other.example.com"]), plain, "what no patch is about stays as it is");
+    let patched = scope(&["api.shop.svc.cluster.local"]);
+    assert_eq!((patched.stage.as_str(), patched.function.as_str()), ("envoyfilter", "clusters"));
+    assert_eq!(patched.args, ["SIDECAR_OUTBOUND", "", "clusters", "clusters", "service", plain.args[0].as_str()]);
 }

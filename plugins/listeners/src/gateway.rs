@@ -27,7 +27,7 @@ use crate::gateway_chain::{self, TlsMatch};
 use crate::outbound::exact_balance;
 use crate::parts::{self, LISTENER_FILTER_CHAINS, own};
 use crate::plan::{Class, class};
-use crate::{access_log, connection, net, node};
+use crate::{Planned, access_log, connection, net, node};
 
 /// What carries a listener's connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,9 +58,9 @@ struct Addresses {
     written: Vec<String>,
 }
 
-/// `listeners/gateway`: includes one call per listener.
-pub fn plan(ctx: &Ctx<'_>) -> Result<Output, Failure> {
-    let mut output = Output::empty();
+/// What `listeners/gateway` is made of: one call per listener.
+pub fn subjects(ctx: &Ctx<'_>, output: &mut Output) -> Result<Vec<Planned>, Failure> {
+    let mut listeners = Vec::new();
     let merged: MergedGateway = ctx.derived("scope", "merged-gateway", &[])?.unwrap_or_default();
     let [dual_stack] = ctx.flags(["ISTIO_DUAL_STACK"])?;
     let mut wildcards = node::Families::of(ctx).wildcards();
@@ -96,15 +96,14 @@ pub fn plan(ctx: &Ctx<'_>) -> Result<Output, Failure> {
     for ((transport, bind, port), Addresses { binds, written }) in found {
         let prefix = if transport == Transport::Quic { "udp_" } else { "" };
         let name = format!("{prefix}{bind}_{port}");
-        let port = port.to_string();
-        let args = [name.as_str(), &binds.join(","), &port, transport.text(), &written.join(",")];
-        output.include(own("gateway-listener", args).hooked("listener"));
+        let args = [name.as_str(), &binds.join(","), &port.to_string(), transport.text(), &written.join(",")];
+        listeners.push(Planned { call: own("gateway-listener", args).hooked("listener"), name, port });
     }
     for gateway in &merged.gateways {
         output.include(CallRef::new("scope", "gateway-check", [gateway.as_str()]));
     }
     output.include(CallRef::new("scope", "unknown-gateways", [""; 0]));
-    Ok(output)
+    Ok(listeners)
 }
 
 /// The Gateway of a server, for people.

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use trysail_sdk::facts::{self, PeerPolicy, Protocol, ServiceTarget};
+use trysail_sdk::patching::{Context, Subject};
 use trysail_sdk::prost::Message as _;
 use trysail_sdk::proto::envoy::config::core::v3::TrafficDirection;
 use trysail_sdk::proto::envoy::config::listener::v3::{
@@ -142,6 +143,24 @@ fn planned(ctx: &Ctx<'_>, interception: Interception, output: &mut Output) -> Re
     let services = ctx.proxy_targets()?;
     let ports = plan(ctx, interception, ingress, &services, output)?;
     Ok(Planned { ports, services, sidecar })
+}
+
+/// `listeners/inbound-routes`: the calls for the routes of inbound ports, which patches can touch, for reports.
+pub fn routes(ctx: &Ctx<'_>) -> Result<Output, Failure> {
+    let interception = node::interception(ctx);
+    let Planned { ports, sidecar, .. } = planned(ctx, interception, &mut Output::empty())?;
+    let has_ingress = sidecar.is_some_and(|(_, spec)| !spec.ingress.is_empty());
+    let policy = peer_policy(ctx)?;
+    let mut subjects = Vec::new();
+    if has_ingress || interception != Interception::None {
+        for port in ports.iter().filter(|port| port.rows(&policy).iter().any(|row| row.http)) {
+            subjects.push(Subject::new(port.port.routes(ctx)?));
+        }
+    }
+    if interception != Interception::None {
+        subjects.push(Subject::new(InboundPort::passthrough(0).routes(ctx)?));
+    }
+    Ok(Subject::list(Context::Inbound, subjects))
 }
 
 /// The ports by number.

@@ -3,6 +3,7 @@
 //! Nothing here warns or rejects.
 
 use trysail_sdk::facts::{self, MtlsMode, Protocol};
+use trysail_sdk::patching::{Context, Patched, Patching, Subject};
 use trysail_sdk::proto::envoy::config::listener::v3::FilterChain;
 use trysail_sdk::{CallRef, Ctx, Failure, Item, Message, Output};
 
@@ -84,7 +85,8 @@ impl InboundPort {
         parsed().ok_or_else(|| Failure::BadArguments(format!("no inbound port: {args:?}")))
     }
 
-    fn passthrough(target_port: u32) -> Self {
+    /// What no port is declared for.
+    pub fn passthrough(target_port: u32) -> Self {
         InboundPort {
             kind: ChainKind::Passthrough,
             service: String::new(),
@@ -121,6 +123,20 @@ impl InboundPort {
         } else {
             naming::inbound_cluster(self.target_port)
         }
+    }
+
+    /// The call for the routes of HTTP. Spans through a Sidecar's ports are named after the Sidecar.
+    pub fn routes(&self, ctx: &Ctx<'_>) -> Result<CallRef, Failure> {
+        let named = match self.kind {
+            ChainKind::Ingress => sidecar_name(ctx)?,
+            _ => self.service.clone(),
+        };
+        let numbers = [self.target_port.to_string(), self.port.to_string()];
+        let mut args = vec![named.as_str(), &numbers[0], &numbers[1]];
+        if self.kind != ChainKind::Passthrough {
+            args.push(self.protocol.as_str_name());
+        }
+        Ok(CallRef::new("routes", "inbound", args))
     }
 
     /// The call for the filters: they do not depend on which of the passthrough ports it is.
@@ -220,17 +236,12 @@ pub fn http(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
     } else {
         format!("inbound_{};", port.name(ctx, true))
     };
-    // Spans through a Sidecar's ports are named after the Sidecar.
-    let named = match port.kind {
-        ChainKind::Ingress => sidecar_name(ctx)?,
-        _ => port.service.clone(),
-    };
-    let numbers = [port.target_port.to_string(), port.port.to_string()];
-    let mut args = vec![named.as_str(), &numbers[0], &numbers[1]];
-    if port.kind != ChainKind::Passthrough {
-        args.push(port.protocol.as_str_name());
+    let mut routes = port.routes(ctx)?;
+    if let Some(patching) = Patching::ask(ctx, Patched::Routes, Context::Inbound)?
+        && patching.covers(&port.cluster(), port.target_port)
+    {
+        routes = patching.through(Subject::new(routes));
     }
-    let routes = CallRef::new("routes", "inbound", args);
     let manager = Manager {
         kind: Kind::Inbound,
         stat_prefix,

@@ -50,13 +50,15 @@ mod tracing;
 mod tunnel;
 mod unknown;
 
-use trysail_sdk::{Ctx, Failure, Output};
+use trysail_sdk::patching::{Context, Patched, Patching, Subject};
+use trysail_sdk::{CallRef, Ctx, Failure, Output};
 
 /// Answers a call of this stage.
 pub fn translate(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Output, Failure> {
     match function {
         "all" => all(ctx),
-        "outbound" => plan::translate(ctx),
+        "subjects" => subjects(ctx, args),
+        "outbound" => plan(ctx, args, plan::subjects),
         "outbound-listener" => outbound::translate(ctx, args),
         "l4-rules" => tcp::l4_rules(ctx, args),
         "http-proxy" => outbound::http_proxy(ctx),
@@ -68,7 +70,8 @@ pub fn translate(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Outpu
         "inbound-passthrough" => inbound_chain::passthrough(ctx, args),
         "inbound-http" => inbound_chain::http(ctx, args),
         "inbound-tcp" => inbound_chain::tcp(ctx, args),
-        "gateway" => gateway::plan(ctx),
+        "inbound-routes" => inbound::routes(ctx),
+        "gateway" => plan(ctx, args, gateway::subjects),
         "gateway-listener" => gateway::listener(ctx, args),
         "gateway-https-chain" => gateway_chain::https(ctx, args),
         "gateway-tcp-chain" => gateway_chain::tcp(ctx, args),
@@ -91,23 +94,86 @@ pub fn translate(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Outpu
 fn all(ctx: &Ctx<'_>) -> Result<Output, Failure> {
     let mut output = Output::empty();
     let kind = ctx.proxy("type");
+    let originate = parts::own("connect-originate", ["connect_originate"]).hooked("listener");
     if kind.as_deref() == Some("router") {
-        output.include(parts::own("gateway", [""; 0]));
-        output.include(parts::own("connect-originate", ["connect_originate"]).hooked("listener"));
+        let patching = Patching::ask(ctx, Patched::Listeners, Context::Gateway)?;
+        output.include(parts::own("gateway", Patching::arg(patching.as_ref())));
+        patching.and_then(|patching| patching.added()).into_iter().for_each(|added| output.include(added));
+        output.include(originate);
         return Ok(output);
     }
     if kind.is_some_and(|kind| kind != "sidecar") || ctx.mesh_config(&["proxy_listen_port"])?.proxy_listen_port <= 0 {
         return Ok(output);
     }
+    let outbound = Patching::ask(ctx, Patched::Listeners, Context::Outbound)?;
+    let inbound = Patching::ask(ctx, Patched::Listeners, Context::Inbound)?;
+    let led = |patching: &Option<Patching>, call: CallRef| match patching {
+        Some(patching) => patching.through(Subject::new(call)),
+        None => call,
+    };
     // First those that redirected connections come to: a service on their address, which istiod sends all the same, must not
-    // cost the workload every other connection. The names are for plugins that see the listener.
-    output.include(parts::own("virtual-outbound", ["virtualOutbound"]).hooked("listener"));
-    output.include(parts::own("inbound", ["virtualInbound"]).hooked("listener"));
-    output.include(parts::own("outbound", [""; 0]));
-    output.include(parts::own("http-proxy", [""; 0]));
-    output.include(parts::own("inbound-bound", ["virtualInbound"]).hooked("listener"));
-    output.include(parts::own("connect-originate", ["connect_originate"]).hooked("listener"));
+    // cost the workload every other connection.
+    let [virtual_outbound, http_proxy] = single_outbound();
+    let [redirected, bound] = single_inbound();
+    output.include(led(&outbound, virtual_outbound));
+    output.include(led(&inbound, redirected));
+    output.include(parts::own("outbound", Patching::arg(outbound.as_ref())));
+    output.include(led(&outbound, http_proxy));
+    output.include(led(&inbound, bound));
+    for patching in [outbound, inbound].into_iter().flatten() {
+        patching.added().into_iter().for_each(|added| output.include(added));
+    }
+    output.include(originate);
     Ok(output)
+}
+
+/// Calls for outbound listeners that no plan has. Names as arguments are for plugins that see the listener.
+fn single_outbound() -> [CallRef; 2] {
+    let redirected = parts::own("virtual-outbound", ["virtualOutbound"]).hooked("listener");
+    [redirected, parts::own("http-proxy", [""; 0])]
+}
+
+/// Calls for inbound listeners.
+fn single_inbound() -> [CallRef; 2] {
+    ["inbound", "inbound-bound"].map(|function| parts::own(function, ["virtualInbound"]).hooked("listener"))
+}
+
+/// A call for a listener of a plan.
+struct Planned {
+    call: CallRef,
+    name: String,
+    port: u32,
+}
+
+/// Includes the calls of a plan, led through the patches of EnvoyFilters where these can touch them.
+fn plan(
+    ctx: &Ctx<'_>,
+    args: &[String],
+    subjects: impl Fn(&Ctx<'_>, &mut Output) -> Result<Vec<Planned>, Failure>,
+) -> Result<Output, Failure> {
+    let mut output = Output::empty();
+    let patching = Patching::of_arg(ctx, Patched::Listeners, args)?;
+    for Planned { call, name, port } in subjects(ctx, &mut output)? {
+        output.include(match patching.as_ref().filter(|patching| patching.covers(&name, port)) {
+            Some(patching) => patching.through(Subject::new(call)),
+            None => call,
+        });
+    }
+    Ok(output)
+}
+
+/// `listeners/subjects` CONTEXT: the calls that patches can touch, for reports.
+fn subjects(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
+    let context = args.first().and_then(|text| Context::parse(text));
+    let context = context.ok_or_else(|| Failure::BadArguments("listeners/subjects needs a context".into()))?;
+    let mut of_plan = Output::empty();
+    let (planned, single) = match context {
+        Context::Outbound => (plan::subjects(ctx, &mut of_plan)?, single_outbound().to_vec()),
+        Context::Gateway => (gateway::subjects(ctx, &mut of_plan)?, Vec::new()),
+        Context::Inbound => (Vec::new(), single_inbound().to_vec()),
+    };
+    let calls = planned.into_iter().map(|planned| planned.call).chain(single);
+    Ok(Subject::list(context, calls.map(Subject::new)))
 }
 
 #[cfg(target_family = "wasm")]

@@ -17,8 +17,8 @@ use trysail_sdk::{Ctx, Failure, Output, Severity};
 use crate::net::{self, ANY_IPV4, ANY_IPV6};
 use crate::node::{self, Families, Interception, StaticPorts};
 use crate::outbound::HttpPart;
-use crate::parts;
 use crate::tcp::TcpPart;
+use crate::{Planned, parts};
 
 /// How a protocol is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,9 +82,9 @@ struct Plan<'a> {
     entries: BTreeMap<(String, u32), Entry>,
 }
 
-/// `listeners/outbound`: includes one call per outbound listener.
-pub fn translate(ctx: &Ctx<'_>) -> Result<Output, Failure> {
-    let mut output = Output::empty();
+/// What `listeners/outbound` is made of: one call per outbound listener.
+pub fn subjects(ctx: &Ctx<'_>, output: &mut Output) -> Result<Vec<Planned>, Failure> {
+    let mut found = Vec::new();
     let egress: EgressListeners = ctx.derived("scope", "egress", &[])?.unwrap_or_default();
     let unintercepted = node::interception(ctx) == Interception::None;
     let mesh = ctx.mesh_config(&["proxy_listen_port", "proxy_inbound_listen_port"])?;
@@ -101,20 +101,20 @@ pub fn translate(ctx: &Ctx<'_>) -> Result<Output, Failure> {
         entries: BTreeMap::new(),
     };
     for listener in &egress.listeners {
-        plan.egress(listener, unintercepted, &mut output)?;
+        plan.egress(listener, unintercepted, output)?;
     }
     for ((_, port), entry) in plan.entries {
         let name = format!("{}_{port}", entry.binds.first().map_or("", String::as_str));
         let mut args = vec![
-            name,
+            name.clone(),
             entry.binds.join(","),
             port.to_string(),
             if entry.bind_to_port { "bind" } else { "" }.to_owned(),
         ];
         args.extend(entry.parts);
-        output.include(parts::own("outbound-listener", args).hooked("listener"));
+        found.push(Planned { call: parts::own("outbound-listener", args).hooked("listener"), name, port });
     }
-    Ok(output)
+    Ok(found)
 }
 
 impl Plan<'_> {
@@ -429,7 +429,6 @@ fn key(service: &ServiceSummary) -> String {
 mod tests {
     use super::*;
     use crate::testing::Answers;
-    use trysail_sdk::Entry as OutputEntry;
     use trysail_sdk::facts::Port;
 
     fn service(host: &str, address: &str, ports: &[(u32, Protocol)]) -> ServiceSummary {
@@ -465,12 +464,8 @@ mod tests {
                     ..Default::default()
                 },
             );
-        let output = translate(&Ctx::new(&host)).expect("a plan");
-        output
-            .entries
-            .into_iter()
-            .map(|e| if let OutputEntry::Include(call) = e { call.args } else { panic!("only calls") })
-            .collect()
+        let found = subjects(&Ctx::new(&host), &mut Output::empty()).expect("a plan");
+        found.into_iter().map(|planned| planned.call.args).collect()
     }
 
     #[test]

@@ -6,13 +6,14 @@
 //! (the scope stage), nor which listeners refer to a route configuration (the listeners stage).
 //!
 //! ```text
-//! config [route name]                plan: one RouteConfiguration, reads summaries only
+//! config [route name]                as below, led through the stage `envoyfilter` where its patches can touch it
+//! unpatched [route name]             plan: one RouteConfiguration, reads summaries only
 //!   ├─ virtual-host [name, ...]      only where a plugin stands at hook `virtual-host`, else part of the plan
 //!   ├─ catch-all [name]              the same, for hosts that nobody knows
 //!   ├─ virtual-service [key, port]   all routes of one VirtualService on one port; hook `routes`
 //!   ├─ service-default [key, port]   the one route of a service that has no VirtualService; hook `routes`
 //!   └─ session [key]                 a service's sticky sessions, spliced into its virtual hosts
-//! config [gateway's route name]      plan: the same at a gateway
+//! unpatched [gateway's route name]   plan: the same at a gateway
 //!   ├─ gateway-host [name, route name]  only where a plugin stands at hook `virtual-host`, as above
 //!   └─ gateway-routes [key, port, gateway, flags, part]  routes of one VirtualService there; hook `routes`
 //! inbound [key, port, service port]  inline RouteConfiguration of an inbound chain
@@ -44,7 +45,8 @@ mod virtual_service;
 #[cfg(test)]
 mod testing;
 
-use trysail_sdk::{Ctx, Failure, Output};
+use trysail_sdk::patching::{Context, Patched, Patching, Subject};
+use trysail_sdk::{CallRef, Ctx, Failure, Output};
 
 use virtual_service::{Part, Place};
 
@@ -52,10 +54,8 @@ use virtual_service::{Part, Place};
 pub fn translate(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Output, Failure> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match (function, args.as_slice()) {
-        ("config", [route_name]) if ctx.proxy("type").as_deref() == Some("router") => {
-            gateway::route_configuration(ctx, route_name)
-        }
-        ("config", [route_name]) => config::route_configuration(ctx, route_name),
+        ("config", [route_name]) => patched(ctx, route_name),
+        ("unpatched", [route_name]) => unpatched(ctx, route_name, is_gateway(ctx)),
         ("virtual-service", [key, port]) => {
             virtual_service::routes(ctx, key, Place { port: number(port)?, ..Place::default() }, Part::All)
         }
@@ -74,12 +74,35 @@ pub fn translate(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Outpu
         ("inbound", args) => inbound::route_configuration(ctx, args),
         ("inbound-host", [_name, args @ ..]) => inbound::virtual_host(ctx, args),
         (
-            "config" | "virtual-service" | "gateway-routes" | "service-default" | "session" | "gateway-host"
-            | "catch-all" | "inbound-host",
+            "config" | "unpatched" | "virtual-service" | "gateway-routes" | "service-default" | "session"
+            | "gateway-host" | "catch-all" | "inbound-host",
             _,
         ) => Err(Failure::BadArguments(format!("{function}({})", args.join(", ")))),
         _ => Err(Failure::UnknownFunction(function.to_owned())),
     }
+}
+
+fn is_gateway(ctx: &Ctx<'_>) -> bool {
+    ctx.proxy("type").as_deref() == Some("router")
+}
+
+/// A route configuration, led through the patches of EnvoyFilters if these can touch it.
+fn patched(ctx: &Ctx<'_>, route_name: &str) -> Result<Output, Failure> {
+    let gateway = is_gateway(ctx);
+    let context = if gateway { Context::Gateway } else { Context::Outbound };
+    if let Some(patching) = Patching::ask(ctx, Patched::Routes, context)?
+        && patching.covers(route_name, route_name.parse().unwrap_or_default())
+    {
+        let mut output = Output::empty();
+        let call = CallRef::new("routes", "unpatched", [route_name]);
+        output.include(patching.through(Subject::new(call)));
+        return Ok(output);
+    }
+    unpatched(ctx, route_name, gateway)
+}
+
+fn unpatched(ctx: &Ctx<'_>, route_name: &str, gateway: bool) -> Result<Output, Failure> {
+    if gateway { gateway::route_configuration(ctx, route_name) } else { config::route_configuration(ctx, route_name) }
 }
 
 fn number(text: &str) -> Result<u32, Failure> {

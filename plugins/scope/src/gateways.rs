@@ -19,7 +19,7 @@ use trysail_sdk::facts::{MergedGateway, Object, SelectorSummary, Strings, Virtua
 use trysail_sdk::proto::istio::mesh::v1alpha1::MeshConfig;
 use trysail_sdk::proto::istio::mesh::v1alpha1::mesh_config::extension_provider::Provider;
 use trysail_sdk::proto::istio::networking::v1alpha3::Gateway;
-use trysail_sdk::{Ctx, Failure, Output};
+use trysail_sdk::{Ctx, Failure, Output, patching};
 
 pub use check::{check, unknown};
 
@@ -104,8 +104,8 @@ fn without_destinations(rule: VirtualServiceSummary) -> VirtualServiceSummary {
     VirtualServiceSummary { destinations: Vec::new(), creation_seconds: 0, ..rule }
 }
 
-/// `scope/gateway-hosts`: hosts that the proxy's gateways lead to, and `namespace/host` of services that the mesh itself
-/// calls: all that a gateway needs clusters for.
+/// `scope/gateway-hosts`: hosts that the proxy's gateways lead to, and `namespace/host` of services that the mesh itself or
+/// EnvoyFilters call: all that a gateway needs clusters for.
 pub fn hosts(ctx: &Ctx) -> Result<Output, Failure> {
     let [scoped] = ctx.flags([FLAG_SCOPE])?;
     let mut values = BTreeSet::new();
@@ -114,6 +114,8 @@ pub fn hosts(ctx: &Ctx) -> Result<Output, Failure> {
         values.extend(ctx.gateway_destinations(&gateway, if scoped { namespace } else { "" })?);
     }
     values.extend(provider_services(&ctx.mesh_config(&["extension_providers"])?));
+    let of_filters: Option<Strings> = ctx.derived(patching::STAGE, "referenced-services", &[])?;
+    values.extend(of_filters.unwrap_or_default().values);
     Ok(Output::value(&Strings { values: values.into_iter().collect() }))
 }
 

@@ -94,6 +94,7 @@ impl World {
             creation_seconds: self.gateways.len() as i64,
             has_selector: true,
             selector: [("app".to_owned(), app.to_owned())].into(),
+            ..Default::default()
         };
         let reference = ObjectRef { kind: "Gateway".into(), namespace: namespace.into(), name: name.into() };
         let gateway = Gateway { servers, selector: summary.selector.clone() };

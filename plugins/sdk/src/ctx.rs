@@ -4,7 +4,7 @@ use prost::Message;
 use trysail_proto::istio::mesh::v1alpha1::{MeshConfig, ProxyConfig};
 use trysail_proto::trysail::facts::v1 as facts;
 
-use crate::Failure;
+use crate::{CallRef, Failure};
 
 /// How urgent a reported line is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,6 +176,11 @@ impl<'a> Ctx<'a> {
         Ok(self.or_default::<facts::SelectorSummaries>("selectors", &[kind, namespace])?.entries)
     }
 
+    /// An EnvoyFilter by its key `namespace/name`, with its patches as Envoy's messages.
+    pub fn envoy_filter(&self, key: &str) -> Answer<Option<facts::EnvoyFilter>> {
+        self.message("envoy-filter", &[key])
+    }
+
     /// Namespaces that have objects of a kind, sorted.
     pub fn selector_namespaces(&self, kind: &str) -> Answer<Vec<String>> {
         self.strings("selector-namespaces", &[kind])
@@ -244,10 +249,15 @@ impl<'a> Ctx<'a> {
 
     /// Does the proxy's workload have all of these labels? Asks nothing for an empty selector.
     pub fn proxy_labels_match<'l>(&self, labels: impl IntoIterator<Item = (&'l String, &'l String)>) -> bool {
-        let mut pairs: Vec<String> = labels.into_iter().map(|(k, v)| format!("{k}={v}")).collect();
+        self.all_pairs("proxy-labels-match", labels)
+    }
+
+    /// A predicate of pairs, in an order of their own so that equal questions are one.
+    fn all_pairs<'l>(&self, query: &'static str, of: impl IntoIterator<Item = (&'l String, &'l String)>) -> bool {
+        let mut pairs: Vec<String> = of.into_iter().map(|(k, v)| format!("{k}={v}")).collect();
         pairs.sort();
         let args: Vec<&str> = pairs.iter().map(String::as_str).collect();
-        args.is_empty() || self.host.ask("proxy-labels-match", &args).is_some()
+        args.is_empty() || self.host.ask(query, &args).is_some()
     }
 
     /// Is one of the addresses the proxy's own?
@@ -258,6 +268,16 @@ impl<'a> Ctx<'a> {
     /// Is the proxy at least of this version?
     pub fn proxy_version_at_least(&self, version: &str) -> bool {
         self.host.ask("proxy-version-at-least", &[version]).is_some()
+    }
+
+    /// Is there anything in the proxy's version that this regular expression finds?
+    pub fn proxy_version_matches(&self, pattern: &str) -> bool {
+        self.host.ask("proxy-version-matches", &[pattern]).is_some()
+    }
+
+    /// Does the proxy's node metadata have all of these texts? Asks nothing when there are none.
+    pub fn proxy_metadata_match<'l>(&self, pairs: impl IntoIterator<Item = (&'l String, &'l String)>) -> bool {
+        self.all_pairs("proxy-metadata-match", pairs)
     }
 
     /// Service ports that the proxy's own workload is an endpoint of, oldest service first.
@@ -276,6 +296,13 @@ impl<'a> Ctx<'a> {
     /// The output of another call as a message; none when it has no item.
     pub fn derived<M: Message + Default>(&self, stage: &str, function: &str, args: &[&str]) -> Answer<Option<M>> {
         self.message("derived", &[&[stage, function], args].concat())
+    }
+
+    /// The items of another call, as the plugins at its hook point leave them.
+    pub fn derived_items(&self, call: &CallRef) -> Answer<Vec<facts::items::Item>> {
+        let head = [call.hook.as_str(), &call.stage, &call.function].into_iter();
+        let args: Vec<&str> = head.chain(call.args.iter().map(String::as_str)).collect();
+        Ok(self.or_default::<facts::Items>("derived-items", &args)?.items)
     }
 
     /// Does any plugin stand at this hook point?

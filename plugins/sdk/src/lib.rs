@@ -13,6 +13,7 @@ pub mod families;
 pub mod fields;
 pub mod hosts;
 pub mod output;
+pub mod patching;
 
 pub use ctx::{Ctx, Host, Level};
 pub use fields::Fields;

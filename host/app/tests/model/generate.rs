@@ -14,7 +14,7 @@ use trysail_model::{Object, ObjectRef, Proxy};
 use dice::{ADDRESSES, Dice, NAMES, NAMESPACES, NODES, pruned};
 
 /// A kind that stands twice is met twice as often.
-const KINDS: [&str; 21] = [
+const KINDS: [&str; 23] = [
     "Namespace",
     "Node",
     "Pod",
@@ -36,10 +36,13 @@ const KINDS: [&str; 21] = [
     "KubernetesGateway",
     "Gateway",
     "Gateway",
+    "EnvoyFilter",
+    "EnvoyFilter",
 ];
 
 /// Kinds of rules; the others make up the registry.
-const RULES: [&str; 5] = ["VirtualService", "DestinationRule", "Sidecar", "Gateway", "PeerAuthentication"];
+const RULES: [&str; 6] =
+    ["VirtualService", "DestinationRule", "Sidecar", "Gateway", "PeerAuthentication", "EnvoyFilter"];
 
 fn body(kind: &str, dice: &mut Dice) -> Value {
     let metadata = registry::metadata(kind, dice);

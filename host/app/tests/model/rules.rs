@@ -128,6 +128,50 @@ pub fn gateway(dice: &mut Dice) -> Value {
 }
 
 /// The spec of a rule.
+fn config_patch(dice: &mut Dice) -> Value {
+    let router = json!({"name": "envoy.filters.http.router"});
+    let manager = json!({"name": "envoy.filters.network.http_connection_manager", "subFilter": router});
+    let in_manager = json!({"listener": {"portNumber": 80, "filterChain": {"filter": manager}}});
+    let cors = "type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors";
+    let added = json!({"name": "added", "typed_config": {"@type": cors}});
+    let at_80 = json!({"address": {"socket_address": {"address": "0.0.0.0", "port_value": 80}}});
+    let (host, name) = (dice.pick(&HOSTS), dice.pick(&["0.0.0.0_80", "virtualInbound", "80", "nothing"]));
+    let (apply_to, operation, matching, value) = match dice.below(10) {
+        0 => ("CLUSTER", "MERGE", json!({"cluster": {"service": host}}), json!({"connect_timeout": "7s"})),
+        1 => ("CLUSTER", "REMOVE", json!({"cluster": {"portNumber": 90}}), Value::Null),
+        2 => ("CLUSTER", "ADD", json!({}), json!({"name": "added", "connect_timeout": "1s"})),
+        3 => ("HTTP_FILTER", "INSERT_BEFORE", dice.of([in_manager, json!({})]), added),
+        4 => {
+            ("LISTENER", "MERGE", json!({"listener": {"name": name}}), json!({"per_connection_buffer_limit_bytes": 9}))
+        }
+        5 => ("LISTENER", "ADD", json!({}), json!({"name": "added", "address": at_80["address"]})),
+        6 => (
+            "FILTER_CHAIN",
+            "MERGE",
+            json!({"listener": {"name": name}}),
+            json!({"transport_socket_connect_timeout": "3s"}),
+        ),
+        7 => ("VIRTUAL_HOST", "MERGE", json!({"routeConfiguration": {"name": name}}), json!({"require_tls": "ALL"})),
+        8 => ("HTTP_ROUTE", "ADD", json!({}), json!({"name": "added", "match": {"prefix": "/x"}, "redirect": {}})),
+        _ => ("EXTENSION_CONFIG", "ADD", json!({}), added),
+    };
+    let mut matching = matching;
+    let context = dice.pick(&["SIDECAR_OUTBOUND", "SIDECAR_INBOUND", "GATEWAY"]);
+    matching["context"] = dice.maybe(2, json!(context));
+    matching["proxy"] = dice.maybe(4, json!({"proxyVersion": "^1.31", "metadata": {"CLUSTER_ID": "Kubernetes"}}));
+    json!({"applyTo": apply_to, "match": matching, "patch": {"operation": operation, "value": value}})
+}
+
+fn envoy_filter(dice: &mut Dice) -> Value {
+    let patches: Vec<Value> = (0..1 + dice.below(3)).map(|_| config_patch(dice)).collect();
+    let (app, priority) = (dice.pick(&NAMES), dice.pick(&[-1, 1]));
+    json!({
+        "workloadSelector": dice.maybe(3, json!({"labels": {"app": app}})),
+        "priority": dice.maybe(3, json!(priority)),
+        "configPatches": patches,
+    })
+}
+
 pub fn spec(kind: &str, dice: &mut Dice) -> Value {
     let x = dice.pick(&NAMES);
     match kind {
@@ -147,6 +191,7 @@ pub fn spec(kind: &str, dice: &mut Dice) -> Value {
         }
         "Sidecar" => sidecar(dice),
         "Gateway" => gateway(dice),
+        "EnvoyFilter" => envoy_filter(dice),
         "PeerAuthentication" => {
             let mode = dice.pick(&["STRICT", "PERMISSIVE", "DISABLE"]);
             json!({
