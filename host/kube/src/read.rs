@@ -161,8 +161,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_mesh_configuration_is_read_from_its_map() {
-        let mut config = trysail_discovery::Config::default();
-        config.system_namespace = "n".into();
+        let config = trysail_discovery::Config { system_namespace: "n".into(), ..Default::default() };
         let watched = Watched::new(kinds::named("ConfigMap").unwrap());
         let read = |text: &str| {
             let object = json!({"metadata": {"name": "istio", "namespace": "n"}, "data": {"mesh": text}});
