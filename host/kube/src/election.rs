@@ -5,7 +5,8 @@
 //! revision takes a lock from the others.
 //!
 //! **Invariant:** at most one replica acts. A leader counts from *before* it asked for its last renewal, on a clock that
-//! nobody sets, and stops half a lease later; others count from when they *saw* that renewal, and wait for a whole lease.
+//! nobody sets, and stops half a lease later; others count from when they *saw* that renewal, and wait for a whole lease. Who
+//! takes a lock that another holds waits as long before it acts.
 
 use std::time::{Duration, Instant};
 
@@ -109,6 +110,8 @@ pub struct Election {
     until_tx: watch::Sender<Option<Instant>>,
     /// What the lock said when it last changed, and when we saw that.
     observed: Option<(Record, Instant)>,
+    /// When whoever we took the lock from has stopped for certain; unset when nobody had it.
+    acts_from: Option<Instant>,
 }
 
 /// What is at hand of the lock.
@@ -121,7 +124,7 @@ impl Election {
     /// An election, and a look at its outcome.
     pub fn new(client: Client, config: Config) -> (Election, Leadership) {
         let (until_tx, until_rx) = watch::channel(None);
-        (Election { config, client, until_tx, observed: None }, Leadership(until_rx))
+        (Election { config, client, until_tx, observed: None, acts_from: None }, Leadership(until_rx))
     }
 
     /// Runs until `stop` is done; then gives the lock back, if it can do so quickly.
@@ -133,7 +136,13 @@ impl Election {
             let attempt = tokio::time::timeout(renew_within, self.attempt(asked));
             tokio::select! {
                 outcome = attempt => match outcome {
-                    Ok(Ok(true)) => drop(self.until_tx.send_replace(Some(asked + renew_within))),
+                    // Ours, but the one before may not know yet.
+                    Ok(Ok(true)) if self.acts_from.is_some_and(|from| Instant::now() < from) => {}
+                    Ok(Ok(true)) => {
+                        if self.until_tx.send_replace(Some(asked + renew_within)).is_none() {
+                            tracing::info!(lock = self.config.name, "this replica leads");
+                        }
+                    }
                     Ok(Ok(false)) => self.lost(),
                     Ok(Err(error)) => {
                         tracing::warn!(lock = self.config.name, %error, "the lock cannot be asked for");
@@ -198,8 +207,10 @@ impl Election {
         };
         let stored = self.store(found, &ours).await?;
         if stored {
-            if self.until_tx.borrow().is_none() {
-                tracing::info!(lock = self.config.name, "this replica leads");
+            if !(is_ours || is_free) {
+                self.acts_from = Some(Instant::now() + self.config.timing.lease);
+            } else if !is_ours {
+                self.acts_from = None;
             }
             self.observed = Some((ours, Instant::now()));
         }
