@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tonic::async_trait;
-use trysail_ca::authenticate::{Review, ReviewError, TokenReview};
+use trysail_ca::authenticate::{ReviewError, TokenReview};
 use trysail_ca::sds::Access;
-use trysail_kube::{Client, Reviews, TokenVerdict};
+use trysail_kube::{Client, Reviews};
 use trysail_model::Identity;
+use trysail_model::identity::Review;
 
 /// Reviews tokens of our own cluster.
 pub struct Tokens {
@@ -26,10 +27,8 @@ impl TokenReview for Tokens {
         if cluster != self.cluster {
             return Err(ReviewError::Cluster(cluster.to_owned()));
         }
-        let verdict = self.reviews.token(token, audiences).await;
-        let verdict = verdict.map_err(|error| ReviewError::Failed(format!("{:#}", anyhow::Error::new(error))))?;
-        let TokenVerdict { authenticated, username, groups, audiences, extra, error } = verdict;
-        Ok(Review { authenticated, username, groups, audiences, extra, error })
+        let review = self.reviews.token(token, audiences).await;
+        review.map_err(|error| ReviewError::Failed(format!("{:#}", anyhow::Error::new(error))))
     }
 }
 

@@ -7,7 +7,7 @@ use crate::env::Environment;
 /// The Istio release that Trysail stands for.
 pub const ISTIO: &str = "1.31.0";
 
-/// What stands for a commit: istioctl splits [`line`] at its hyphens, from behind.
+/// What stands for a commit: istioctl splits [`line()`] at its hyphens, from behind.
 const REVISION: &str = concat!("trysail.", env!("CARGO_PKG_VERSION"));
 const STATUS: &str = "Clean";
 

@@ -12,7 +12,7 @@ mod oidc;
 pub use forwarded::Forwarded;
 pub use jwks::{FetchError, Keys};
 pub use jwt::{Jwk, JwkSet, Token, TokenError};
-pub use kubernetes::{KubernetesToken, Review, ReviewError, TokenReview};
+pub use kubernetes::{KubernetesToken, ReviewError, TokenReview};
 pub use layer::Authenticated;
 pub use oidc::{JwtRule, Oidc, RuleError};
 

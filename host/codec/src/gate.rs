@@ -89,16 +89,6 @@ pub fn validate(message_name: &str, bytes: &[u8]) -> Result<(), Vec<Violation>> 
     if violations.is_empty() { Ok(()) } else { Err(violations) }
 }
 
-/// Judges a message that is decoded already.
-///
-/// # Errors
-/// As [`validate`].
-pub fn validate_message(message: &DynamicMessage) -> Result<(), Vec<Violation>> {
-    let mut found = Inspected::default();
-    judge(message, &Place { outer: None, step: None, holes: None }, 0, &mut found);
-    if found.violations.is_empty() { Ok(()) } else { Err(found.violations) }
-}
-
 /// Where the walk is: a list that grows inwards on the stack, and becomes text only for a violation.
 #[derive(Clone, Copy)]
 struct Place<'a> {

@@ -30,5 +30,5 @@ mod watched;
 
 pub use client::{ClientError, Connection, connect};
 pub use kube::Client;
-pub use reviews::{Reviews, TokenVerdict, Unanswered};
+pub use reviews::{Reviews, Unanswered};
 pub use source::{ClusterSource, Config, Progress};

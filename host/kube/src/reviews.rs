@@ -1,33 +1,15 @@
 //! Questions that only the API server can answer: whose token, and who may do what.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use kube::api::PostParams;
 use kube::{Api, Client};
+use trysail_model::identity::Review;
 
 /// The API server did not answer.
 #[derive(Debug, thiserror::Error)]
 #[error("the API server did not answer")]
 pub struct Unanswered(#[from] Box<kube::Error>);
-
-/// What the server says of a token.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TokenVerdict {
-    /// It is good.
-    pub authenticated: bool,
-    /// Whose.
-    pub username: String,
-    /// Groups of the user.
-    pub groups: Vec<String>,
-    /// For whom it is good, of those asked about.
-    pub audiences: Vec<String>,
-    /// More of the user, such as the pod that it is bound to.
-    pub extra: BTreeMap<String, Vec<String>>,
-    /// Why it is not good.
-    pub error: String,
-}
 
 /// Asks an API server.
 #[derive(Clone)]
@@ -38,13 +20,13 @@ impl Reviews {
     ///
     /// # Errors
     /// Without an answer.
-    pub async fn token(&self, token: &str, audiences: &[String]) -> Result<TokenVerdict, Unanswered> {
+    pub async fn token(&self, token: &str, audiences: &[String]) -> Result<Review, Unanswered> {
         let spec = TokenReviewSpec { token: token.to_owned(), audiences: Some(audiences.to_vec()) };
         let asked = TokenReview { spec, ..TokenReview::default() };
         let answer = Api::all(self.0.clone()).create(&PostParams::default(), &asked).await.map_err(Box::new)?;
         let status = answer.status.unwrap_or_default();
         let user = status.user.unwrap_or_default();
-        Ok(TokenVerdict {
+        Ok(Review {
             authenticated: status.authenticated.unwrap_or_default(),
             username: user.username.unwrap_or_default(),
             groups: user.groups.unwrap_or_default(),

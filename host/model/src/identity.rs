@@ -2,7 +2,7 @@
 //!
 //! The certificate authority and the streams meet here: one finds out who calls, the other serves accordingly.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -120,6 +120,23 @@ pub trait Secrets: Send + Sync {
     /// The encoded secret with `[redacted]` in place of all that is private, for dumps of what this caller has. `None` when it
     /// is gone or no longer allowed.
     fn redacted(&self, identity: &Identity, proxy: &Proxy, name: &ResourceName) -> Option<Bytes>;
+}
+
+/// What an API server says of a token: `status` of a TokenReview.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Review {
+    /// It is good.
+    pub authenticated: bool,
+    /// Whose.
+    pub username: String,
+    /// Groups of the user.
+    pub groups: Vec<String>,
+    /// For whom it is good, of those asked about.
+    pub audiences: Vec<String>,
+    /// More of the user: `authentication.kubernetes.io/pod-name`, `.../pod-uid`.
+    pub extra: BTreeMap<String, Vec<String>>,
+    /// Why it is not good.
+    pub error: String,
 }
 
 #[cfg(test)]

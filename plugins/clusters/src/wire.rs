@@ -27,7 +27,7 @@ pub fn percent(value: f64) -> Percent {
     Percent { value }
 }
 
-/// Values of a [`Struct`](trysail_sdk::prost_types::Struct), encoded: clusters carry a few in their metadata, each.
+/// Values of a [`Struct`], encoded: clusters carry a few in their metadata, each.
 pub mod value {
     use trysail_sdk::Fields;
 

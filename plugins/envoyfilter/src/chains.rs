@@ -4,7 +4,7 @@ use trysail_sdk::proto::istio::networking::v1alpha3::envoy_filter::{ApplyTo, pat
 
 use crate::edit;
 use crate::listeners::{DEFAULT_FILTER_CHAIN, FILTER_CHAINS, Seen};
-use crate::patch::{Notes, Patch, no_such_operation};
+use crate::patch::{Notes, Patch};
 use crate::wire::{self, Fields};
 
 /// FilterChain.filter_chain_match.
@@ -105,27 +105,11 @@ fn of<'a, 'p>(patches: &'a [&'a Patch<'p>], apply_to: ApplyTo) -> impl Iterator<
 
 /// The chain after the patches; none if one removes it, or nothing is in it.
 fn patched_chain(patches: &[&Patch<'_>], listener: &Seen, chain: &[u8], notes: &mut Notes) -> Option<Vec<u8>> {
-    let mut chain = chain.to_vec();
-    if !Fields::parse(&chain).has(FILTERS) {
+    if !Fields::parse(chain).has(FILTERS) {
         return None;
     }
-    for patch in of(patches, ApplyTo::FilterChain).filter(|patch| patch.operation != Operation::Add) {
-        if !SeenChain::of(&Fields::parse(&chain)).matches(listener, patch) {
-            continue;
-        }
-        match patch.operation {
-            Operation::Remove => {
-                notes.applied(patch, true);
-                return None;
-            }
-            _ if patch.merges() => {
-                let merged = merge_chain(patch, &chain, notes);
-                notes.applied(patch, merged != chain);
-                chain = merged;
-            }
-            _ => notes.refused(patch, no_such_operation(patch)),
-        }
-    }
+    let matches = |patch: &Patch<'_>, chain: &[u8]| SeenChain::of(&Fields::parse(chain)).matches(listener, patch);
+    let chain = edit::edited(of(patches, ApplyTo::FilterChain), chain, matches, merge_chain, notes)?;
     let mut fields = Fields::parse(&chain);
     let seen = SeenChain::of(&fields);
     let concerned: Vec<&Patch<'_>> = patches.iter().copied().filter(|patch| seen.matches(listener, patch)).collect();

@@ -1,10 +1,9 @@
 //! Patches of clusters.
 
 use trysail_sdk::facts::PatchScope;
-use trysail_sdk::proto::istio::networking::v1alpha3::envoy_filter::patch::Operation;
 
 use crate::edit;
-use crate::patch::{Notes, Patch, no_such_operation};
+use crate::patch::{Notes, Patch};
 use crate::wire::{self, Fields};
 
 /// Cluster.transport_socket.
@@ -56,25 +55,8 @@ impl Named {
 
 /// The cluster after the patches; none if one removes it.
 pub fn apply(patches: &[Patch<'_>], hosts: &[String], cluster: &[u8], notes: &mut Notes) -> Option<Vec<u8>> {
-    let mut cluster = cluster.to_vec();
-    for patch in patches {
-        if patch.operation == Operation::Add || !matches(patch, &wire::name_of(&cluster), hosts) {
-            continue;
-        }
-        match patch.operation {
-            Operation::Remove => {
-                notes.applied(patch, true);
-                return None;
-            }
-            _ if patch.merges() => {
-                let merged = merge(patch, &cluster, notes);
-                notes.applied(patch, merged != cluster);
-                cluster = merged;
-            }
-            _ => notes.refused(patch, no_such_operation(patch)),
-        }
-    }
-    Some(cluster)
+    let matches = |patch: &Patch<'_>, cluster: &[u8]| matches(patch, &wire::name_of(cluster), hosts);
+    edit::edited(patches.iter(), cluster, matches, merge, notes)
 }
 
 fn matches(patch: &Patch<'_>, name: &str, hosts: &[String]) -> bool {
@@ -142,6 +124,8 @@ pub fn cover(patch: &Patch<'_>, scope: &mut PatchScope) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use trysail_sdk::proto::istio::networking::v1alpha3::envoy_filter::patch::Operation;
+
     use super::*;
     use crate::testing::{configured, matching, patch, service};
     use trysail_sdk::facts::EnvoyFilterPatch;

@@ -27,6 +27,35 @@ pub const FILTER: Shape = Shape { config: 4, discovery: 5, renames: true };
 /// Listener filters.
 pub const LISTENER_FILTER: Shape = Shape { config: 3, discovery: 5, renames: false };
 
+/// A message after the patches that match it; none if one removes it. What is added is not about it.
+pub fn edited<'a, 'p: 'a>(
+    patches: impl Iterator<Item = &'a Patch<'p>>,
+    message: &[u8],
+    matches: impl Fn(&Patch<'_>, &[u8]) -> bool,
+    merge: impl Fn(&Patch<'_>, &[u8], &mut Notes) -> Vec<u8>,
+    notes: &mut Notes,
+) -> Option<Vec<u8>> {
+    let mut message = message.to_vec();
+    for patch in patches {
+        if patch.operation == Operation::Add || !matches(patch, &message) {
+            continue;
+        }
+        match patch.operation {
+            Operation::Remove => {
+                notes.applied(patch, true);
+                return None;
+            }
+            _ if patch.merges() => {
+                let merged = merge(patch, &message, notes);
+                notes.applied(patch, merged != message);
+                message = merged;
+            }
+            _ => notes.refused(patch, no_such_operation(patch)),
+        }
+    }
+    Some(message)
+}
+
 /// Does all of a patch to a list of filters but merging. `named` says that the patch names the filter, by `matches`: without
 /// a name, inserting before is the beginning and after is the end; removing and replacing need one.
 pub fn arrange(

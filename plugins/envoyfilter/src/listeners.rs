@@ -1,9 +1,9 @@
 //! Patches of listeners and what is in them. The order is Istio's: the listener itself, its listener filters, each filter chain
-//! (see [`chains`](crate::chains)), and last filter chains that are added.
+//! (see [`chains`]), and last filter chains that are added.
 
 use trysail_sdk::proto::istio::networking::v1alpha3::envoy_filter::{ApplyTo, patch::Operation};
 
-use crate::patch::{Notes, Patch, no_such_operation};
+use crate::patch::{Notes, Patch};
 use crate::wire::{self, Fields};
 use crate::{chains, edit};
 
@@ -53,24 +53,9 @@ impl Seen {
 
 /// The listener after the patches; none if one removes it.
 pub fn apply(patches: &[Patch<'_>], listener: &[u8], notes: &mut Notes) -> Option<Vec<u8>> {
-    let mut listener = listener.to_vec();
-    for patch in of(patches, ApplyTo::Listener) {
-        if patch.operation == Operation::Add || !Seen::of(&Fields::parse(&listener)).matches(patch) {
-            continue;
-        }
-        match patch.operation {
-            Operation::Remove => {
-                notes.applied(patch, true);
-                return None;
-            }
-            _ if patch.merges() => {
-                let merged = patch.merged(&listener);
-                notes.applied(patch, merged != listener);
-                listener = merged;
-            }
-            _ => notes.refused(patch, no_such_operation(patch)),
-        }
-    }
+    let matches = |patch: &Patch<'_>, listener: &[u8]| Seen::of(&Fields::parse(listener)).matches(patch);
+    let merge = |patch: &Patch<'_>, listener: &[u8], _: &mut Notes| patch.merged(listener);
+    let listener = edit::edited(of(patches, ApplyTo::Listener), listener, matches, merge, notes)?;
     let mut fields = Fields::parse(&listener);
     let seen = Seen::of(&fields);
     if seen.name.is_empty() {

@@ -7,6 +7,7 @@
 //!
 //! Names that no server has are answered by an empty configuration, because Envoy waits for an answer. Nothing rejects.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 
 use trysail_sdk::facts::{GatewayRoutes, GatewayServer, Strings, VirtualServiceSummaries, VirtualServiceSummary};
@@ -76,19 +77,21 @@ struct Named {
 fn servers_of(ctx: &Ctx<'_>, route_name: &str) -> Result<Option<GatewayRoutes>, Failure> {
     let bad = |e: prost::DecodeError| Failure::BadAnswer(format!("routes of the merged gateway: {e}"));
     let merged: Encoded = ctx.derived("scope", "merged-gateway", &[])?.unwrap_or_default();
-    for routes in &merged.routes {
-        // The name is the first field, so most are told apart by their first bytes.
-        let begins =
-            routes.first() == Some(&NAME_KEY) && routes.get(2..).is_some_and(|r| r.starts_with(route_name.as_bytes()));
-        if (begins || route_name.len() > 127) && Named::decode(routes.as_slice()).map_err(bad)?.name == route_name {
-            return GatewayRoutes::decode(routes.as_slice()).map(Some).map_err(bad);
+    // Sorted by name.
+    let mut broken = None;
+    let found = merged.routes.binary_search_by(|routes| match Named::decode(routes.as_slice()) {
+        Ok(named) => named.name.as_str().cmp(route_name),
+        Err(error) => {
+            broken = Some(error);
+            Ordering::Less
         }
+    });
+    match (broken, found) {
+        (Some(error), _) => Err(bad(error)),
+        (None, Ok(at)) => GatewayRoutes::decode(merged.routes[at].as_slice()).map(Some).map_err(bad),
+        (None, Err(_)) => Ok(None),
     }
-    Ok(None)
 }
-
-/// How an encoded text in field 1 begins; its length takes one byte up to 127.
-const NAME_KEY: u8 = 0x0a;
 
 /// The virtual hosts of a route configuration with their names, sorted; one that leads nowhere if there is no other.
 fn virtual_hosts(ctx: &Ctx<'_>, routes: &GatewayRoutes) -> Result<Vec<(String, Message)>, Failure> {

@@ -33,7 +33,7 @@ impl Fields {
 
     /// Appends a length-delimited field whose content is encoded already.
     pub fn bytes(&mut self, number: u32, content: &[u8]) {
-        self.begin(number, content.len());
+        begin(number, content.len(), &mut self.0);
         self.0.extend_from_slice(content);
     }
 
@@ -45,7 +45,7 @@ impl Fields {
 
     /// Appends a message as a field.
     pub fn message(&mut self, number: u32, message: &impl Message) {
-        self.begin(number, message.encoded_len());
+        begin(number, message.encoded_len(), &mut self.0);
         message.encode_raw(&mut self.0);
     }
 
@@ -70,11 +70,12 @@ impl Fields {
     pub fn raw(&mut self, fields: &[u8]) {
         self.0.extend_from_slice(fields);
     }
+}
 
-    fn begin(&mut self, number: u32, len: usize) {
-        encode_key(number, WireType::LengthDelimited, &mut self.0);
-        encode_varint(len as u64, &mut self.0);
-    }
+/// Number and length of a length-delimited field; its content follows.
+pub(crate) fn begin(number: u32, len: usize, bytes: &mut Vec<u8>) {
+    encode_key(number, WireType::LengthDelimited, bytes);
+    encode_varint(len as u64, bytes);
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Outputs: items, their parts, calls.
 
+use crate::fields::begin;
+
 /// A reference to a call whose output the host puts in place. See `call-ref` in `wit/`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub struct CallRef {
@@ -99,8 +101,7 @@ impl Message {
         let len: usize = chunks().map(Vec::len).sum();
         let bytes = self.tail();
         bytes.reserve(len + 10);
-        prost::encoding::encode_key(number, prost::encoding::WireType::LengthDelimited, bytes);
-        prost::encoding::encode_varint(len as u64, bytes);
+        begin(number, len, bytes);
         chunks().for_each(|chunk| bytes.extend_from_slice(chunk));
         self
     }
@@ -108,8 +109,7 @@ impl Message {
     /// Appends a string field.
     pub fn text(mut self, number: u32, text: &str) -> Self {
         let bytes = self.tail();
-        prost::encoding::encode_key(number, prost::encoding::WireType::LengthDelimited, bytes);
-        prost::encoding::encode_varint(text.len() as u64, bytes);
+        begin(number, text.len(), bytes);
         bytes.extend_from_slice(text.as_bytes());
         self
     }

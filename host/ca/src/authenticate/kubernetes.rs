@@ -4,27 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tonic::async_trait;
-use trysail_model::identity::{PodBinding, Proof};
+use trysail_model::identity::{PodBinding, Proof, Review};
 use trysail_model::{Caller, Identity};
 
 use super::{Authenticator, Credentials, Failure, service_account};
-
-/// What an API server says of a token: `status` of a TokenReview.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Review {
-    /// It is good.
-    pub authenticated: bool,
-    /// Whose.
-    pub username: String,
-    /// Groups of the user.
-    pub groups: Vec<String>,
-    /// For whom it is good, of those asked about.
-    pub audiences: Vec<String>,
-    /// More of the user: `authentication.kubernetes.io/pod-name`, `.../pod-uid`.
-    pub extra: BTreeMap<String, Vec<String>>,
-    /// Why it is not good.
-    pub error: String,
-}
 
 /// The API server could not be asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

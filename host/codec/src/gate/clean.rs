@@ -283,7 +283,7 @@ impl Pass {
         Some(())
     }
 
-    /// What may be there once only, as [`unique`](super::unique) has it.
+    /// What may be there once only, as [`unique`] has it.
     fn unique(&self, shape: &Shape, bytes: &[u8]) -> Option<()> {
         match shape.reading {
             Reading::Routes(hosts) => {
