@@ -29,7 +29,8 @@ pub fn serve(node: &Netns, names: BTreeMap<String, Ipv4Addr>) -> Result<JoinHand
     let socket = tokio::net::UdpSocket::from_std(socket).context("cannot watch a socket")?;
     Ok(tokio::spawn(async move {
         let mut buffer = [0; 512];
-        while let Ok((n, from)) = socket.recv_from(&mut buffer).await {
+        loop {
+            let Ok((n, from)) = socket.recv_from(&mut buffer).await else { continue };
             if let Some(answer) = answer(&buffer[..n], &names) {
                 let _ = socket.send_to(&answer, from).await;
             }

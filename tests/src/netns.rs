@@ -36,6 +36,9 @@ pub const SIDECAR_UID: u32 = 1337;
 /// Where the bridge is, and with it the control plane.
 pub const NODE_IP: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
 
+/// The bridge's hardware address, a locally administered one.
+const BRIDGE_MAC: &str = "02:00:00:00:00:01";
+
 /// Set for the process within the user namespace.
 const INSIDE: &str = "TRYSAIL_IN_USER_NAMESPACE";
 
@@ -301,7 +304,9 @@ impl Network {
         let prefix = unique_prefix();
         let node = Netns::new(&prefix, "node")?;
         node.ip(&[
-            "link add br0 type bridge".into(),
+            // An address of its own: else the bridge takes the lowest of its ports', which moves as pods join, and whoever
+            // knows it by the old one talks into the void until neighbours are asked for again, half a minute later.
+            format!("link add br0 address {BRIDGE_MAC} type bridge"),
             format!("address add {NODE_IP}/16 dev br0"),
             "link set br0 up".into(),
         ])?;

@@ -39,7 +39,7 @@ fn objects(certificate: &str) -> String {
 }
 
 fn start(issuer: &Issuer, environment: &[(&str, &str)]) -> Server {
-    support::start(issuer, environment, &objects("first"))
+    support::start(issuer, environment, &[], &objects("first"))
 }
 
 async fn first(channel: &Channel, token: Option<&str>, node: Node) -> Result<DiscoveryResponse, Status> {

@@ -168,7 +168,9 @@ pub struct Mesh {
 
 pub async fn mesh(environment: &[(&str, &str)]) -> Mesh {
     let issuer = Issuer::new().unwrap();
-    let server = support::start(&issuer, environment, &objects());
+    // Its policy is for the pages to tell of; proxies are to be served all the same.
+    let flags = ["--accept-untranslated=AuthorizationPolicy"];
+    let server = support::start(&issuer, environment, &flags, &objects());
     let channel = server.channel().await;
     let mut proxies = Vec::new();
     for (proxy_type, name, namespace, account, ip) in [

@@ -50,7 +50,7 @@ pub fn write(folder: &Path, name: &str, text: &str) {
 }
 
 /// Starts the program on a folder with these objects.
-pub fn start(issuer: &Issuer, environment: &[(&str, &str)], objects: &str) -> Server {
+pub fn start(issuer: &Issuer, environment: &[(&str, &str)], flags: &[&str], objects: &str) -> Server {
     let binary = control_plane::binary(quiet).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("config");
@@ -62,6 +62,7 @@ pub fn start(issuer: &Issuer, environment: &[(&str, &str)], objects: &str) -> Se
     for flag in ["--grpcAddr", "--httpAddr", "--monitoringAddr", "--secureGRPCAddr"] {
         command.args([flag, "127.0.0.1:0"]);
     }
+    command.args(flags);
     command.env("RUST_LOG", "trace").env("TRYSAIL_CA_DIR", &ca).env("JWT_RULE", issuer.rule());
     command.env("ROOT_CA_DIR", folder.path().join("plugged")).envs(environment.iter().copied());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
