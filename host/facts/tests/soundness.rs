@@ -135,6 +135,12 @@ fn body(kind: &str, d: Dice) -> Value {
             json!({"metadata": metadata, "spec": {"host": if d[3] & 1 == 1 { x } else { pick(&HOSTS, d[4]) }, "exportTo": pick(&EXPORTS[..4], d[5]),
             "subsets": [{"name": y}]}})
         }
+        "EnvoyFilter" => {
+            let clusters = json!({"applyTo": "CLUSTER", "match": {"cluster": {"service": x}}, "patch": {"operation": "MERGE", "value": {"connect_timeout": "2s"}}});
+            let routes =
+                json!({"applyTo": "HTTP_ROUTE", "match": {"context": "GATEWAY"}, "patch": {"operation": "REMOVE"}});
+            json!({"metadata": metadata, "spec": {"configPatches": [pick(&[&clusters, &routes], d[3])], "priority": d[4]}})
+        }
         "KubernetesGateway" => {
             json!({"metadata": metadata, "spec": {"addresses": [{"type": "IPAddress", "value": address}], "listeners": [{"port": 15443, "tls": {}}]}})
         }
@@ -144,7 +150,7 @@ fn body(kind: &str, d: Dice) -> Value {
     }
 }
 
-const KINDS: [&str; 14] = [
+const KINDS: [&str; 15] = [
     "Namespace",
     "Node",
     "Pod",
@@ -156,6 +162,7 @@ const KINDS: [&str; 14] = [
     "WorkloadEntry",
     "VirtualService",
     "DestinationRule",
+    "EnvoyFilter",
     "KubernetesGateway",
     "Sidecar",
     "MutatingWebhookConfiguration",
@@ -257,7 +264,12 @@ fn live() -> Vec<Query> {
     for address in ADDRESSES.iter().copied().chain(["ep.example.com"]) {
         queries.extend(["targets-at", "workload-at"].map(|kind| Query::new(kind, [address])));
     }
-    for kind in ["VirtualService", "DestinationRule", "Sidecar", "Gateway", "ServiceEntry", "WorkloadEntry"] {
+    for namespace in NAMESPACES {
+        queries.extend(NAMES.map(|name| Query::new("envoy-filter", [format!("{namespace}/{name}")])));
+    }
+    for kind in
+        ["VirtualService", "DestinationRule", "EnvoyFilter", "Sidecar", "Gateway", "ServiceEntry", "WorkloadEntry"]
+    {
         queries.push(Query::new("selector-namespaces", [kind]));
         for namespace in NAMESPACES {
             queries.push(Query::new("selectors", [kind, namespace]));
