@@ -1,7 +1,7 @@
-//! From ropes to gRPC frames, and from frames to requests.
+//! From ropes to messages, and from messages to requests.
 //!
 //! Responses are encoded by hand: a generated message would hold each body in one piece, a copy, which the encoder
-//! would copy again. Here the segments of a rope go straight into the frame's buffer, the one copy there is.
+//! would copy again. Here the segments of a rope go straight into the transport's buffer, the one copy there is.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::{Buf, BufMut, Bytes};
 use prost::Message;
 use tonic::Status;
-use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codec::{BufferSettings, DecodeBuf, Decoder};
 use trysail_model::rope::put_varint;
 use trysail_model::{Fingerprint, Resource, ResourceName, TypeUrl};
 
@@ -67,21 +67,28 @@ impl Outgoing {
         len + self.removed.iter().map(|name| nested_len(field::REMOVED, name.as_str().len())).sum::<usize>()
     }
 
-    /// Appends the encoded message.
-    pub(crate) fn write_to(&self, out: &mut impl BufMut) {
+    /// Appends what comes before the resources.
+    pub(crate) fn write_head(&self, out: &mut impl BufMut) {
         put_text(out, field::VERSION, &self.version);
-        for (resource, version) in &self.resources {
-            put_head(out, field::RESOURCES, self.resource_len(resource));
-            match self.protocol {
-                Protocol::Sotw => self.put_any(out, resource),
-                Protocol::Delta => {
-                    put_text(out, field::RESOURCE_VERSION, &version.to_string());
-                    put_head(out, field::RESOURCE_BODY, self.any_len(resource));
-                    self.put_any(out, resource);
-                    put_text(out, field::RESOURCE_NAME, resource.name.as_str());
-                }
+    }
+
+    /// Appends one of the resources.
+    pub(crate) fn write_resource(&self, at: usize, out: &mut impl BufMut) {
+        let (resource, version) = &self.resources[at];
+        put_head(out, field::RESOURCES, self.resource_len(resource));
+        match self.protocol {
+            Protocol::Sotw => self.put_any(out, resource),
+            Protocol::Delta => {
+                put_text(out, field::RESOURCE_VERSION, &version.to_string());
+                put_head(out, field::RESOURCE_BODY, self.any_len(resource));
+                self.put_any(out, resource);
+                put_text(out, field::RESOURCE_NAME, resource.name.as_str());
             }
         }
+    }
+
+    /// Appends what comes after the resources.
+    pub(crate) fn write_tail(&self, out: &mut impl BufMut) {
         put_text(out, field::TYPE_URL, self.type_url.as_str());
         put_text(out, field::NONCE, &self.nonce);
         for name in &self.removed {
@@ -142,65 +149,25 @@ fn nested_len(number: u32, len: usize) -> usize {
     prost::length_delimiter_len((number << 3) as usize) + prost::length_delimiter_len(len) + len
 }
 
-/// The codec of both methods; `X` is the request's generated message.
-#[derive(Debug)]
-pub(crate) struct AdsCodec<X>(PhantomData<X>);
-
-impl<X> Default for AdsCodec<X> {
-    fn default() -> Self {
-        AdsCodec(PhantomData)
-    }
-}
-
 /// A request, and its length in bytes.
 pub(crate) type Incoming = (Request, usize);
 
-impl<X: Message + Default + Into<Request> + Send + 'static> Codec for AdsCodec<X> {
-    type Encode = Frame;
-    type Decode = Incoming;
-    type Encoder = ResponseEncoder;
-    type Decoder = RequestDecoder<X>;
+/// A generated message that requests come as.
+pub(crate) trait IncomingMessage: Message + Default + Into<Request> + 'static {}
 
-    fn encoder(&mut self) -> ResponseEncoder {
-        ResponseEncoder
-    }
+impl<X: Message + Default + Into<Request> + 'static> IncomingMessage for X {}
 
-    fn decoder(&mut self) -> RequestDecoder<X> {
+/// The decoder of both methods; `X` is the request's generated message.
+#[derive(Debug)]
+pub(crate) struct RequestDecoder<X>(PhantomData<X>);
+
+impl<X> Default for RequestDecoder<X> {
+    fn default() -> Self {
         RequestDecoder(PhantomData)
     }
 }
 
-#[derive(Debug)]
-pub(crate) struct ResponseEncoder;
-
-impl Encoder for ResponseEncoder {
-    type Item = Frame;
-    type Error = Status;
-
-    fn encode(&mut self, response: Frame, frame: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        match response {
-            Frame::Resources(response) => {
-                frame.reserve(response.encoded_len());
-                response.write_to(frame);
-            }
-            Frame::Message(message) => {
-                frame.reserve(message.len());
-                frame.put_slice(&message);
-            }
-        }
-        Ok(())
-    }
-
-    fn buffer_settings(&self) -> BufferSettings {
-        // What a stream keeps at all times; responses reserve what they need.
-        BufferSettings::new(1 << 10, 32 << 10)
-    }
-}
-
-#[derive(Debug)]
-pub(crate) struct RequestDecoder<X>(PhantomData<X>);
-
-impl<X: Message + Default + Into<Request>> Decoder for RequestDecoder<X> {
+impl<X: IncomingMessage> Decoder for RequestDecoder<X> {
     type Item = Incoming;
     type Error = Status;
 
@@ -241,7 +208,9 @@ mod tests {
 
     fn written(response: &Outgoing) -> Vec<u8> {
         let mut out = Vec::new();
-        response.write_to(&mut out);
+        response.write_head(&mut out);
+        (0..response.resources.len()).for_each(|at| response.write_resource(at, &mut out));
+        response.write_tail(&mut out);
         assert_eq!(out.len(), response.encoded_len());
         out
     }

@@ -1,20 +1,22 @@
 //! The two streaming methods of the discovery service, as a tonic service.
 //!
-//! Generated code would fix the response to a generated message; see [`codec`](crate::codec) for why that is not wanted.
+//! Generated code would fix the response to a generated message, and tonic's own bodies keep each stream's largest one; see
+//! [`codec`](crate::codec) and [`body`](crate::body) for why neither is wanted.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::{Body, BoxFuture, Service, StdError, http};
-use tonic::server::{Grpc, NamedService, StreamingService};
-use tonic::{Response, Status, Streaming};
+use tonic::metadata::{GRPC_CONTENT_TYPE, MetadataMap};
+use tonic::server::NamedService;
+use tonic::{Status, Streaming};
 use trysail_model::Caller;
 use trysail_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 
-use crate::codec::{AdsCodec, Frame, Incoming};
+use crate::body::ResponseBody;
+use crate::codec::{IncomingMessage, RequestDecoder};
 use crate::connection::{self, Origin};
 use crate::request::Protocol;
 use crate::server::Server;
@@ -55,46 +57,36 @@ where
     }
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let method = |protocol| Method { server: self.server.clone(), protocol };
-        let limit = self.max_receive_bytes;
-        match request.uri().path() {
-            SOTW_PATH => {
-                let method = method(Protocol::Sotw);
-                let mut grpc = Grpc::new(AdsCodec::<DiscoveryRequest>::default()).max_decoding_message_size(limit);
-                Box::pin(async move { Ok(grpc.streaming(method, request).await) })
-            }
-            DELTA_PATH => {
-                let method = method(Protocol::Delta);
-                let mut grpc = Grpc::new(AdsCodec::<DeltaDiscoveryRequest>::default()).max_decoding_message_size(limit);
-                Box::pin(async move { Ok(grpc.streaming(method, request).await) })
-            }
-            path => {
-                let status = Status::unimplemented(format!("unknown method {path}"));
-                Box::pin(async move { Ok(status.into_http()) })
-            }
-        }
+        let response = match request.uri().path() {
+            SOTW_PATH => self.open::<DiscoveryRequest, B>(Protocol::Sotw, request),
+            DELTA_PATH => self.open::<DeltaDiscoveryRequest, B>(Protocol::Delta, request),
+            path => Status::unimplemented(format!("unknown method {path}")).into_http(),
+        };
+        Box::pin(std::future::ready(Ok(response)))
     }
 }
 
-/// One method.
-struct Method {
-    server: Server,
-    protocol: Protocol,
-}
-
-impl StreamingService<Incoming> for Method {
-    type Response = Frame;
-    type ResponseStream = ReceiverStream<Result<Frame, Status>>;
-    type Future = BoxFuture<Response<Self::ResponseStream>, Status>;
-
-    fn call(&mut self, request: tonic::Request<Streaming<Incoming>>) -> Self::Future {
+impl AdsService {
+    /// Opens a stream; what goes wrong with it from here on ends it with a status.
+    fn open<X, B>(&self, protocol: Protocol, request: http::Request<B>) -> http::Response<tonic::body::Body>
+    where
+        X: IncomingMessage,
+        B: Body + Send + 'static,
+        B::Error: Into<StdError> + Send + 'static,
+    {
+        let (parts, body) = request.into_parts();
+        let decoder = RequestDecoder::<X>::default();
+        let inbound = Streaming::new_request(decoder, body, None, Some(self.max_receive_bytes));
+        let request = tonic::Request::from_parts(MetadataMap::new(), parts.extensions, ());
         let address = request.remote_addr().map(|address| address.to_string());
         // Put there by the authentication in front of the secure port; nobody else has one.
         let caller = request.extensions().get::<Arc<Caller>>().cloned();
         let origin = Origin { address, caller };
         // One response waits here while the transport has another: more would only grow old.
         let (responses_tx, responses_rx) = mpsc::channel(1);
-        tokio::spawn(connection::run(self.server.clone(), self.protocol, origin, request.into_inner(), responses_tx));
-        Box::pin(async move { Ok(Response::new(ReceiverStream::new(responses_rx))) })
+        tokio::spawn(connection::run(self.server.clone(), protocol, origin, inbound, responses_tx));
+        let mut response = http::Response::new(tonic::body::Body::new(ResponseBody::new(responses_rx)));
+        response.headers_mut().insert(http::header::CONTENT_TYPE, GRPC_CONTENT_TYPE);
+        response
     }
 }
