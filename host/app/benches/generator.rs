@@ -1,9 +1,9 @@
-//! istiod's generator benchmark at full size: a proxy's clusters, listeners, routes and endpoints, each type made from
-//! nothing, in the sandbox with limits and gate.
+//! istiod's generator benchmark at full size: a proxy's clusters, listeners, routes and endpoints, each type made by its stage
+//! in the sandbox, with limits and gate, and nothing that the stage made remembered from one round to the next.
 //!
-//! Nothing is remembered from one round to the next: each has an engine of its own, so that the time includes the proxy's
-//! scope, which istiod's benchmark prepares outside of the clock. The cases lie in `TRYSAIL_BENCHMARKS`, by default
-//! `../shared/corpus/benchmarks-full`; without them the benchmark says that it was skipped.
+//! `prepared` has what istiod's benchmark has before its clock starts: the registry's indexes and the proxy's scope. `nothing`
+//! begins with an engine that has never run: scope, instances of the stages and every answer included. The cases lie in
+//! `TRYSAIL_BENCHMARKS`, by default `../shared/corpus/benchmarks-full`; without them the benchmark says that it was skipped.
 
 use std::collections::BTreeSet;
 use std::hint::black_box;
@@ -18,6 +18,7 @@ use trysail::render;
 use trysail_facts::FactsSnapshot;
 use trysail_model::ids::type_urls;
 use trysail_model::{Proxy, TypeUrl, Watched};
+use trysail_stages::Engine;
 
 fn cases() -> Vec<PathBuf> {
     let folder = std::env::var_os("TRYSAIL_BENCHMARKS").map_or_else(
@@ -60,6 +61,17 @@ struct Case {
     wanted: Vec<(&'static str, TypeUrl, Watched)>,
 }
 
+/// The stages whose work a type is.
+fn makers(short: &str) -> &'static [&'static str] {
+    match short {
+        "cds" => &["clusters"],
+        "eds" => &["endpoints"],
+        "rds" => &["routes"],
+        "lds" => &["listeners", "security"],
+        _ => &["dns"],
+    }
+}
+
 fn load(options: &Options, stages: &[Arc<dyn trysail_stages::guest::Guest>], folder: &Path) -> Option<Case> {
     let loaded = trysail_discovery::load_folder(folder, &trysail_discovery::Config::scenario()).ok()?;
     let scripted = render::proxies(loaded.settings.proxies.as_deref()?).ok()?;
@@ -96,12 +108,19 @@ fn generators(c: &mut Criterion) {
         let mut group = c.benchmark_group("generate");
         group.sample_size(10).measurement_time(Duration::from_secs(2));
         for (short, type_url, watched) in &case.wanted {
-            group.bench_function(BenchmarkId::new(*short, &name), |b| {
-                let fresh = || pipeline::engine(&options, stages.clone(), case.snapshot.clone());
-                let serve = |engine| {
-                    (black_box(trysail_stages::Engine::resources(&engine, &case.proxy, type_url, watched)), engine)
-                };
+            let fresh = || pipeline::engine(&options, stages.clone(), case.snapshot.clone());
+            let serve = |engine: Arc<Engine>| (black_box(engine.resources(&case.proxy, type_url, watched)), engine);
+            group.bench_function(BenchmarkId::new(format!("{short}/nothing"), &name), |b| {
                 b.iter_batched(fresh, serve, BatchSize::PerIteration);
+            });
+            let prepared = fresh();
+            let makers = makers(short);
+            group.bench_function(BenchmarkId::new(format!("{short}/prepared"), &name), |b| {
+                let forgetful = || {
+                    prepared.forget(makers);
+                    prepared.clone()
+                };
+                b.iter_batched(forgetful, serve, BatchSize::PerIteration);
             });
         }
         group.finish();

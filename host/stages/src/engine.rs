@@ -187,32 +187,40 @@ impl Engine {
         self.queries.mesh_queries()
     }
 
-    /// Moves to a snapshot of which only the named queries can be answered otherwise than before.
-    pub fn advance(&self, snapshot: Arc<dyn Snapshot>, affected: &[Affected]) -> Advance {
+    /// Moves to the next revision, alone: `step` is told its number, and returns the snapshot to go on with.
+    fn step<T>(&self, step: impl FnOnce(u64) -> (Arc<dyn Snapshot>, T)) -> T {
         let _exclusive = self.commit.write();
         let revision = self.current.load(Ordering::Acquire) + 1;
         // First the number, then the answers: whoever sees an answer and then still the old number has an old answer.
         self.current.store(revision, Ordering::Release);
-        let mut advance = Advance { revision, ..Advance::default() };
-        let mut readers = Vec::new();
-        for id in self.queries.affected(affected) {
-            let cell = self.queries.cell(id);
-            let Question::Mesh(query) = &cell.question else { continue };
-            let Some(before) = cell.answer.read().clone() else { continue };
-            let now = snapshot.answer(query);
-            advance.reanswered += 1;
-            let moved = now.fingerprint != before.fingerprint;
-            // Equal bytes from other objects are a new answer for `explain` alone.
-            *cell.answer.write() = Some(Arc::new(now));
-            if moved {
-                advance.moved.push(query.to_string());
-                readers.extend(cell.readers.read().iter().copied());
-            }
-        }
-        advance.dirty = self.memos.mark_dirty(readers, revision);
-        self.proxies.mark(affected, revision);
+        let (snapshot, result) = step(revision);
         self.epoch.store(Arc::new(Epoch { revision, snapshot }));
-        advance
+        result
+    }
+
+    /// Moves to a snapshot of which only the named queries can be answered otherwise than before.
+    pub fn advance(&self, snapshot: Arc<dyn Snapshot>, affected: &[Affected]) -> Advance {
+        self.step(|revision| {
+            let mut advance = Advance { revision, ..Advance::default() };
+            let mut readers = Vec::new();
+            for id in self.queries.affected(affected) {
+                let cell = self.queries.cell(id);
+                let Question::Mesh(query) = &cell.question else { continue };
+                let Some(before) = cell.answer.read().clone() else { continue };
+                let now = snapshot.answer(query);
+                advance.reanswered += 1;
+                let moved = now.fingerprint != before.fingerprint;
+                // Equal bytes from other objects are a new answer for `explain` alone.
+                *cell.answer.write() = Some(Arc::new(now));
+                if moved {
+                    advance.moved.push(query.to_string());
+                    readers.extend(cell.readers.read().iter().copied());
+                }
+            }
+            advance.dirty = self.memos.mark_dirty(readers, revision);
+            self.proxies.mark(affected, revision);
+            (snapshot, advance)
+        })
     }
 
     /// Moves to a snapshot about which nothing is known: every query is answered again.
@@ -224,45 +232,56 @@ impl Engine {
 
     /// Puts plugins at their hook points, in place of those before.
     pub fn set_hooks(&self, table: HookTable) -> Advance {
-        let _exclusive = self.commit.write();
-        let revision = self.current.load(Ordering::Acquire) + 1;
-        self.current.store(revision, Ordering::Release);
-        let ids = |hooked: &[Hooked]| hooked.iter().map(|h| (h.id.clone(), h.policy)).collect::<Vec<_>>();
-        let old = self.hooks.swap(Arc::new(table));
-        let new = self.hooks.load();
-        let points: BTreeSet<&Arc<str>> = old.keys().chain(new.keys()).collect();
-        let none = Vec::new();
-        let moved: Vec<&Arc<str>> = points
-            .into_iter()
-            .filter(|point| ids(old.get(*point).unwrap_or(&none)) != ids(new.get(*point).unwrap_or(&none)))
-            .collect();
-        let hooks = self.memos.all().into_iter().filter(|memo| match &memo.call {
-            // Of plugins because what their faults leave depends on the policy.
-            Call::Hook { point, .. } | Call::Plugin { point, .. } => moved.contains(&point),
-            _ => false,
-        });
-        let mut concerned: Vec<_> = hooks.map(|memo| memo.id).collect();
-        for point in &moved {
-            let asked = self.queries.cell(self.queries.intern(&Question::Hooked((*point).clone())));
-            concerned.extend(asked.readers.read().iter());
-        }
-        let dirty = self.memos.mark_dirty(concerned, revision);
-        let snapshot = self.snapshot();
-        self.epoch.store(Arc::new(Epoch { revision, snapshot }));
-        let moved = moved.into_iter().map(|point| format!("plugins({point})")).collect();
-        Advance { revision, reanswered: 0, moved, dirty }
+        self.step(|revision| {
+            let ids = |hooked: &[Hooked]| hooked.iter().map(|h| (h.id.clone(), h.policy)).collect::<Vec<_>>();
+            let old = self.hooks.swap(Arc::new(table));
+            let new = self.hooks.load();
+            let points: BTreeSet<&Arc<str>> = old.keys().chain(new.keys()).collect();
+            let none = Vec::new();
+            let moved: Vec<&Arc<str>> = points
+                .into_iter()
+                .filter(|point| ids(old.get(*point).unwrap_or(&none)) != ids(new.get(*point).unwrap_or(&none)))
+                .collect();
+            let hooks = self.memos.all().into_iter().filter(|memo| match &memo.call {
+                // Of plugins because what their faults leave depends on the policy.
+                Call::Hook { point, .. } | Call::Plugin { point, .. } => moved.contains(&point),
+                _ => false,
+            });
+            let mut concerned: Vec<_> = hooks.map(|memo| memo.id).collect();
+            for point in &moved {
+                let asked = self.queries.cell(self.queries.intern(&Question::Hooked((*point).clone())));
+                concerned.extend(asked.readers.read().iter());
+            }
+            let dirty = self.memos.mark_dirty(concerned, revision);
+            let moved = moved.into_iter().map(|point| format!("plugins({point})")).collect();
+            (self.snapshot(), Advance { revision, reanswered: 0, moved, dirty })
+        })
     }
 
     /// Has a call looked at again although no answer moved: a retry came to its end.
     pub(crate) fn touch(&self, memo: &CallMemo) {
-        {
-            let _exclusive = self.commit.write();
-            let revision = self.current.load(Ordering::Acquire) + 1;
-            self.current.store(revision, Ordering::Release);
+        self.step(|revision| {
             self.memos.mark_dirty([memo.id], revision);
-            let snapshot = self.snapshot();
-            self.epoch.store(Arc::new(Epoch { revision, snapshot }));
-        }
+            (self.snapshot(), ())
+        });
+    }
+
+    /// Forgets what these stages made, and what the host put together, so that the next look makes it again: for benchmarks,
+    /// which have to see the same work twice. What the snapshot answered stays known.
+    pub fn forget(&self, stages: &[&str]) {
+        self.step(|revision| {
+            self.gated.lock().clear();
+            let is_forgotten = |memo: &Arc<CallMemo>| match &memo.call {
+                Call::Stage { stage, .. } => stages.contains(&&**stage),
+                Call::Hook { .. } | Call::Plugin { .. } | Call::Names { .. } => true,
+            };
+            let forgotten = self.memos.all().into_iter().filter(is_forgotten).map(|memo| {
+                memo.forget();
+                memo.id
+            });
+            self.memos.mark_dirty(forgotten, revision);
+            (self.snapshot(), ())
+        });
     }
 
     /// How a query kind is asked.

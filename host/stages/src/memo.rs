@@ -75,6 +75,13 @@ impl CallMemo {
         !self.nodes.read().is_empty() || !self.traces.read().is_empty() || !self.faults.read().is_empty()
     }
 
+    /// Forgets all results.
+    pub fn forget(&self) {
+        *self.traces.write() = TraceTree::default();
+        *self.nodes.write() = TraceTree::default();
+        *self.faults.write() = TraceTree::default();
+    }
+
     /// Remembers that a call refers to this one.
     pub fn add_parent(&self, parent: CallId) {
         let mut parents = self.parents.write();
