@@ -18,3 +18,7 @@ pub mod server;
 pub mod source;
 pub mod terminal;
 pub mod version;
+
+/// The system's allocator took an eighth of the time of a translation, and keeps what threads freed to itself.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -10,7 +10,7 @@ use rustc_hash::FxHashSet;
 use crate::calls::{Call, CallId};
 use crate::engine::Engine;
 use crate::memo::CallMemo;
-use crate::queries::{QueryId, Question};
+use crate::queries::QueryId;
 
 /// What a collection dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,9 +100,9 @@ impl Live {
         memo.faults.read().for_each_query(&mut note);
         for id in asked {
             if self.queries.insert(id)
-                && let Question::Derived(call) | Question::DerivedExists(call) = &engine.queries.cell(id).question
+                && let Some(call) = engine.queries.cell(id).question.call()
             {
-                self.call(*call);
+                self.call(call);
             }
         }
     }

@@ -273,7 +273,11 @@ impl Engine {
             self.gated.lock().clear();
             let is_forgotten = |memo: &Arc<CallMemo>| match &memo.call {
                 Call::Stage { stage, .. } => stages.contains(&&**stage),
-                Call::Hook { .. } | Call::Plugin { .. } | Call::Names { .. } => true,
+                Call::Names { stage, .. } => stages.contains(&&**stage),
+                Call::Hook { inner: Some(inner), .. } | Call::Plugin { inner: Some(inner), .. } => {
+                    self.memos.get(*inner).call.guest().is_some_and(|stage| stages.contains(&stage))
+                }
+                Call::Hook { inner: None, .. } | Call::Plugin { inner: None, .. } => true,
             };
             let forgotten = self.memos.all().into_iter().filter(is_forgotten).map(|memo| {
                 memo.forget();
@@ -307,7 +311,7 @@ impl Engine {
 
     /// The fingerprint of whether there is a plugin at a hook point.
     pub(crate) fn hooked_fingerprint(&self, point: &str) -> Fingerprint {
-        crate::eval::exists(self.hooks.load().get(point).map_or(0, Vec::len))
+        crate::queries::exists(self.hooks.load().get(point).map_or(0, Vec::len))
     }
 
     /// The answer's fingerprint for a query about the proxy.

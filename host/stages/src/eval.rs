@@ -90,7 +90,7 @@ impl Engine {
     fn compute(self: &Arc<Self>, cx: &mut Cx, memo: &Arc<CallMemo>) -> Result<Arc<Leaf>, Fault> {
         let (result, reads, seen) = match &memo.call {
             Call::Stage { .. } | Call::Plugin { .. } => {
-                let runner = Runner { engine: self, memo, limits: self.config.limits };
+                let runner = Runner { engine: self, memo, limits: self.config.limits, keeps_log: false };
                 let ran = runner.run(cx);
                 (ran.result, ran.reads, ran.seen)
             }
@@ -223,9 +223,11 @@ impl Engine {
                         cell.readers.write().insert(memo.id);
                     }
                 }
-                Question::Derived(call) | Question::DerivedExists(call) => self.memos.get(*call).add_parent(memo.id),
                 // Proxies do not change, and changes of plugins mark the hooks themselves.
                 Question::Proxy(_) | Question::Plugins(_) => {}
+                Question::Derived(call) | Question::DerivedExists(call) | Question::DerivedItem(call, _) => {
+                    self.memos.get(*call).add_parent(memo.id);
+                }
             }
         }
     }
@@ -403,7 +405,7 @@ impl Engine {
                         reads.push(*read);
                     }
                 }
-                Question::Derived(call) | Question::DerivedExists(call) => {
+                Question::Derived(call) | Question::DerivedExists(call) | Question::DerivedItem(call, _) => {
                     let node = self.eval(cx, &self.memos.get(*call))?;
                     add_list(&node.proxy_reads, &mut reads, &mut known);
                     asked.push(node);
@@ -440,18 +442,18 @@ impl Engine {
                     Question::Proxy(_) => self.proxy_fingerprint(&cx.epoch, &cx.proxy, id),
                     Question::Plugins(point) => Some(self.hooks_fingerprint(point)),
                     Question::Hooked(point) => Some(self.hooked_fingerprint(point)),
-                    Question::Derived(call) | Question::DerivedExists(call) => {
+                    Question::Derived(call) | Question::DerivedExists(call) | Question::DerivedItem(call, _) => {
                         let known = known.get(&id).copied();
                         if known.is_none() {
-                            wanted = Some((id, *call, matches!(cell.question, Question::DerivedExists(_))));
+                            wanted = Some((id, *call, cell.clone()));
                         }
                         known
                     }
                 }
             });
-            let Some((id, call, only_existence)) = wanted else { return Ok(found) };
+            let Some((id, call, cell)) = wanted else { return Ok(found) };
             let node = self.eval(cx, &self.memos.get(call))?;
-            known.insert(id, if only_existence { exists(node.entries.n_items) } else { node.entries.fingerprint });
+            known.insert(id, cell.question.fingerprint_in(&node.entries));
         }
     }
 
@@ -532,6 +534,7 @@ impl Engine {
             Question::Mesh(query) | Question::Proxy(query) => query.to_string(),
             Question::Derived(call) => format!("derived({})", self.memos.get(*call).call),
             Question::DerivedExists(call) => format!("derived-exists({})", self.memos.get(*call).call),
+            Question::DerivedItem(call, key) => format!("derived-item({key:?} of {})", self.memos.get(*call).call),
             Question::Plugins(point) => format!("plugins({point})"),
             Question::Hooked(point) => format!("hooked({point})"),
         }
@@ -548,9 +551,4 @@ pub(crate) fn by_number(id: u32) -> CallRef {
 
 fn same_nodes(a: &[Arc<Node>], b: &[Arc<Node>]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
-}
-
-/// The fingerprint of whether there is an item.
-pub(crate) fn exists(n_items: usize) -> Fingerprint {
-    if n_items == 0 { Fingerprint::NONE } else { Fingerprint::of(b"") }
 }

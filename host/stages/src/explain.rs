@@ -94,12 +94,11 @@ impl Engine {
             let Some(cell) = self.queries.find(*id) else { continue };
             let objects = match &cell.question {
                 Question::Mesh(query) => self.mesh_answer(&epoch, &cell, query).objects.to_vec(),
-                Question::Derived(call) | Question::DerivedExists(call) => {
-                    below.push(*call);
+                Question::Proxy(query) => cx.proxy.answer(&*epoch.snapshot, *id, query).objects.to_vec(),
+                other => {
+                    below.extend(other.call());
                     Vec::new()
                 }
-                Question::Proxy(query) => cx.proxy.answer(&*epoch.snapshot, *id, query).objects.to_vec(),
-                Question::Plugins(_) | Question::Hooked(_) => Vec::new(),
             };
             reads.push((self.describe(*id), objects));
         }

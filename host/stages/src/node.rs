@@ -214,6 +214,13 @@ impl EntryList {
         self.view.get_or_init(build).clone()
     }
 
+    /// The resource of a name, found in the [`view`](EntryList::view).
+    pub fn by_name(&self, name: &str) -> Option<Arc<Resource>> {
+        let view = self.view();
+        let at = view.resources.binary_search_by(|resource| resource.name.as_str().cmp(name)).ok()?;
+        Some(view.resources[at].clone())
+    }
+
     /// The item of a name.
     pub fn find(&self, name: &str) -> Option<&Item> {
         let mut found = None;

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 use rustc_hash::{FxHashMap, FxHashSet};
-use trysail_model::{Affected, Answer, Query, QueryDecl};
+use trysail_model::{Affected, Answer, Fingerprint, Query, QueryDecl};
 
 use crate::calls::CallId;
+use crate::node::EntryList;
 
 /// An interned query.
 pub type QueryId = u32;
@@ -22,6 +23,8 @@ pub enum Question {
     Derived(CallId),
     /// Whether another call has any item: a projection of its output, so that a change of its bytes moves nothing.
     DerivedExists(CallId),
+    /// The item of a key in another call's output: a projection, too.
+    DerivedItem(CallId, Arc<str>),
     /// The plugins at a hook point, in order.
     Plugins(Arc<str>),
     /// Whether there is any plugin at a hook point.
@@ -29,12 +32,37 @@ pub enum Question {
 }
 
 /// The queries that the engine answers itself, from other calls and from the plugins there are.
-pub const OWN: [QueryDecl; 4] = [
+pub const OWN: [QueryDecl; 5] = [
     QueryDecl { kind: "derived", about_proxy: false, predicate: false, takes_list: true, arity: 2 },
     QueryDecl { kind: "derived-exists", about_proxy: false, predicate: true, takes_list: true, arity: 2 },
     QueryDecl { kind: "derived-items", about_proxy: false, predicate: false, takes_list: true, arity: 3 },
+    QueryDecl { kind: "derived-item", about_proxy: false, predicate: false, takes_list: true, arity: 3 },
     QueryDecl { kind: "hooked", about_proxy: false, predicate: true, takes_list: false, arity: 1 },
 ];
+
+impl Question {
+    /// The call that is asked.
+    pub fn call(&self) -> Option<CallId> {
+        match self {
+            Question::Derived(call) | Question::DerivedExists(call) | Question::DerivedItem(call, _) => Some(*call),
+            Question::Mesh(_) | Question::Proxy(_) | Question::Plugins(_) | Question::Hooked(_) => None,
+        }
+    }
+
+    /// The fingerprint of the answer, given the output of the call that is asked.
+    pub fn fingerprint_in(&self, entries: &EntryList) -> Fingerprint {
+        match self {
+            Question::DerivedExists(_) => exists(entries.n_items),
+            Question::DerivedItem(_, key) => entries.by_name(key).map_or(Fingerprint::NONE, |item| item.version),
+            _ => entries.fingerprint,
+        }
+    }
+}
+
+/// The fingerprint of whether there is an item.
+pub fn exists(n_items: usize) -> Fingerprint {
+    if n_items == 0 { Fingerprint::NONE } else { Fingerprint::of(b"") }
+}
 
 /// All queries that any trace has, with the reverse index from answers to calls.
 #[derive(Default)]

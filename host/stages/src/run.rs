@@ -32,7 +32,7 @@ pub(crate) enum Stopped {
 pub(crate) struct Ran {
     pub result: Result<Output, Stopped>,
     pub reads: Vec<Read>,
-    /// Questions and answers as the guest saw them.
+    /// Questions and answers as the guest saw them; empty unless they were to be kept.
     pub log: Vec<Asked>,
     /// The items that it worked on, one by one.
     pub seen: Vec<Arc<Resource>>,
@@ -61,6 +61,8 @@ pub(crate) struct Runner<'a> {
     pub engine: &'a Arc<Engine>,
     pub memo: &'a Arc<CallMemo>,
     pub limits: Limits,
+    /// Have [`Ran::log`] kept.
+    pub keeps_log: bool,
 }
 
 impl Runner<'_> {
@@ -77,11 +79,12 @@ impl Runner<'_> {
         if let Some(tell) = &self.engine.config.on_run {
             tell(&self.memo.call);
         }
+        let is_audited = self.is_sampled();
         let recorder = Recorder {
             engine: self.engine.clone(),
             cx: cx.clone(),
             reads: first,
-            log: Vec::new(),
+            log: (is_audited || self.keeps_log).then(Vec::new),
             seen,
             limit: self.limits.queries,
             asked: 0,
@@ -97,7 +100,9 @@ impl Runner<'_> {
         let any: Box<dyn std::any::Any> = asker.into_any();
         let recorder = any.downcast::<Recorder>().expect("a guest returns the asker that it was given");
         let Recorder { reads, log, seen, last_line, .. } = *recorder;
+        let log = log.unwrap_or_default();
         let result = match result {
+            Ok(done) if !is_audited => Ok(self.output(done, &claims)),
             Ok(done) => self.audit(&*guest, &job, &done, &log).map(|()| self.output(done, &claims)),
             Err(Unanswered::Own(FaultKind::Trap(trap))) => {
                 Err(FaultKind::Trap(last_line.map_or(trap.clone(), |panic| format!("{panic} ({trap})"))))
@@ -196,15 +201,16 @@ impl Runner<'_> {
         }
     }
 
-    /// Runs the job again on a fresh instance with the recorded answers: the same must come out.
-    fn audit(&self, guest: &dyn Guest, job: &Job, done: &Done, log: &[Asked]) -> Result<(), FaultKind> {
+    /// Is this one of the runs that are audited?
+    fn is_sampled(&self) -> bool {
         let share = self.engine.config.audit_share;
         // Every n-th run: a share that is the same everywhere, without randomness.
         let n = self.engine.sampler.fetch_add(1, Ordering::Relaxed);
-        let sampled = share > 0.0 && (n as f64 * share).fract() < share;
-        if !sampled {
-            return Ok(());
-        }
+        share > 0.0 && (n as f64 * share).fract() < share
+    }
+
+    /// Runs the job again on a fresh instance with the recorded answers: the same must come out.
+    fn audit(&self, guest: &dyn Guest, job: &Job, done: &Done, log: &[Asked]) -> Result<(), FaultKind> {
         add(&self.engine.counters.audited);
         let player = Player { log: log.to_vec(), at: 0, surprise: None };
         let (again, asker) = guest.run(job, Box::new(player), &self.limits.longer(), true);
@@ -245,7 +251,8 @@ struct Recorder {
     engine: Arc<Engine>,
     cx: Cx,
     reads: Vec<Read>,
-    log: Vec<Asked>,
+    /// Unset when nobody wants it.
+    log: Option<Vec<Asked>>,
     seen: Vec<Arc<Resource>>,
     limit: usize,
     /// Bytes of questions so far, and how many there may be.
@@ -260,19 +267,21 @@ impl Recorder {
     /// The question that a query kind and its arguments are, and its number.
     fn question(&self, kind: &'static str, args: &[String]) -> (QueryId, Question) {
         let question = match kind {
-            "derived" | "derived-exists" | "derived-items" => {
-                let (hook, args) = match (kind, args.split_first()) {
-                    ("derived-items", Some((hook, rest))) => (hook.as_str(), rest),
-                    _ => ("", args),
+            "derived" | "derived-exists" | "derived-items" | "derived-item" => {
+                let text = |at: usize| args.get(at).map_or("", String::as_str);
+                // Where the call's name stands, and its arguments, among those of the query.
+                let (hook, name, first) = match kind {
+                    "derived-items" => (text(0), 1, 3),
+                    "derived-item" => ("", 0, 3),
+                    _ => ("", 0, 2),
                 };
-                let call = CallRef::new(
-                    args.first().map_or("", String::as_str),
-                    args.get(1).map_or("", String::as_str),
-                    args.iter().skip(2).cloned(),
-                );
-                let call = call.hooked(hook);
-                let memo = self.engine.resolve(&call);
-                if kind == "derived-exists" { Question::DerivedExists(memo.id) } else { Question::Derived(memo.id) }
+                let call = CallRef::new(text(name), text(name + 1), args.iter().skip(first).cloned());
+                let memo = self.engine.resolve(&call.hooked(hook));
+                match kind {
+                    "derived-exists" => Question::DerivedExists(memo.id),
+                    "derived-item" => Question::DerivedItem(memo.id, text(2).into()),
+                    _ => Question::Derived(memo.id),
+                }
             }
             "hooked" => Question::Hooked(args.first().map_or("", String::as_str).into()),
             _ => {
@@ -319,8 +328,12 @@ impl Asker for Recorder {
             }
             Question::DerivedExists(call) => {
                 let node = self.engine.eval(&mut self.cx, &self.engine.memos.get(*call)).map_err(Unanswered::Below)?;
-                let n_items = node.entries.n_items;
-                (crate::eval::exists(n_items), (n_items > 0).then(Bytes::new))
+                (question.fingerprint_in(&node.entries), (node.entries.n_items > 0).then(Bytes::new))
+            }
+            Question::DerivedItem(call, key) => {
+                let node = self.engine.eval(&mut self.cx, &self.engine.memos.get(*call)).map_err(Unanswered::Below)?;
+                let item = node.entries.by_name(key);
+                (question.fingerprint_in(&node.entries), item.map(|item| item.body.to_bytes()))
             }
             Question::Hooked(point) => {
                 let hooked = self.engine.hooked_fingerprint(point);
@@ -329,7 +342,9 @@ impl Asker for Recorder {
             Question::Plugins(_) => unreachable!("guests have no such query"),
         };
         self.reads.push((id, fingerprint));
-        self.log.push(Asked { kind: kind.to_owned(), args, answer: answer.clone() });
+        if let Some(log) = &mut self.log {
+            log.push(Asked { kind: kind.to_owned(), args, answer: answer.clone() });
+        }
         Ok(answer)
     }
 
@@ -409,7 +424,7 @@ pub(crate) fn retry(engine: &Arc<Engine>, cx: &Cx, memo: &Arc<CallMemo>, reads: 
     cx.stack.clear();
     let run = move || {
         let _in_use = engine.in_use.read_recursive();
-        let runner = Runner { engine: &engine, memo: &memo, limits: engine.config.limits.longer() };
+        let runner = Runner { engine: &engine, memo: &memo, limits: engine.config.limits.longer(), keeps_log: false };
         let ran = runner.run(&mut cx);
         match ran.result {
             Ok(output) => {

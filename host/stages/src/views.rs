@@ -151,9 +151,7 @@ impl Engine {
             todo.extend(node.children.iter().rev().cloned());
             for (id, _) in node.leaf.reads.iter() {
                 let Some(cell) = self.queries.find(*id) else { continue };
-                if let Question::Derived(call) | Question::DerivedExists(call) = &cell.question {
-                    todo.extend(self.node_of(proxy, *call));
-                }
+                todo.extend(cell.question.call().and_then(|call| self.node_of(proxy, call).ok()));
             }
         }
     }
@@ -198,7 +196,7 @@ impl Engine {
                     Question::Proxy(query) => {
                         objects.extend(cx.proxy.answer(&*epoch.snapshot, *id, query).objects.iter().cloned());
                     }
-                    Question::Derived(_) | Question::DerivedExists(_) | Question::Plugins(_) | Question::Hooked(_) => {}
+                    _ => {}
                 }
             }
         });

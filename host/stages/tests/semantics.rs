@@ -123,6 +123,25 @@ fn an_equal_output_stops_the_change() {
 }
 
 #[test]
+fn one_item_is_asked_for_without_the_others() {
+    let mut now = world().text("t", "two one other").text("d", "pick t first").text("n", "pick t third");
+    now = now.list("plan", &["d", "n"]);
+    let engine = engine(&now);
+    let p = proxy("p", "x", "1");
+    assert_eq!(text(&engine, &p, "d").as_deref(), Some("one"));
+    assert_eq!(text(&engine, &p, "n").as_deref(), Some("nothing"));
+    let next = now.clone().text("t", "two one changed");
+    go(&engine, &mut now, next);
+    let done = work(&engine, || drop(resources(&engine, &p)));
+    assert_eq!(done.runs, 1, "the pair is made again, and who asked for its first half is not run");
+    let next = now.clone().text("t", "two moved changed");
+    go(&engine, &mut now, next);
+    let done = work(&engine, || drop(resources(&engine, &p)));
+    assert_eq!(done.runs, 2, "that there is no third has not changed");
+    assert_eq!(text(&engine, &p, "d").as_deref(), Some("moved"));
+}
+
+#[test]
 fn there_is_none_is_an_answer() {
     let mut now = world().list("plan", &["missing"]);
     let engine = engine(&now);

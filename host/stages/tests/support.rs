@@ -148,6 +148,15 @@ pub fn toy(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Output, Fai
                     items.iter().map(|item| format!("{}:{} ", item.key, item.message.len())).collect()
                 }
                 ["have", key] => ctx.derived_exists("toy", "piece", &[key]).to_string(),
+                ["two", first, second] => {
+                    output.item(Item::new("first", Message::default().text(1, first)));
+                    output.item(Item::new("second", Message::default().text(1, second)));
+                    return Ok(output);
+                }
+                ["pick", key, item] => {
+                    let seen: Option<facts::Strings> = ctx.derived_item("toy", "piece", item, &[key])?;
+                    seen.map_or("nothing".to_owned(), |seen| seen.values.join("+"))
+                }
                 ["ask", stage, function] => {
                     let seen: Option<facts::Strings> = ctx.derived(stage, function, &[arg])?;
                     seen.map_or("nothing".to_owned(), |seen| seen.values.join("+"))

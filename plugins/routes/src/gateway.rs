@@ -7,11 +7,9 @@
 //!
 //! Names that no server has are answered by an empty configuration, because Envoy waits for an answer. Nothing rejects.
 
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 
 use trysail_sdk::facts::{GatewayRoutes, GatewayServer, Strings, VirtualServiceSummaries, VirtualServiceSummary};
-use trysail_sdk::prost::{self, Message as _};
 use trysail_sdk::proto::envoy::config::route::v3 as envoy;
 use trysail_sdk::proto::istio::networking::v1alpha3::VirtualService;
 use trysail_sdk::{CallRef, Ctx, Failure, Item, Message, Output, hosts};
@@ -57,40 +55,9 @@ pub fn virtual_host(ctx: &Ctx<'_>, name: &str, route_name: &str) -> Result<Outpu
     Ok(output)
 }
 
-/// The merged gateway with its routes still encoded: a gateway may have a thousand, of which a call is about one.
-#[derive(Clone, PartialEq, prost::Message)]
-#[prost(prost_path = "trysail_sdk::prost")]
-struct Encoded {
-    #[prost(bytes = "vec", repeated, tag = "2")]
-    routes: Vec<Vec<u8>>,
-}
-
-/// The name in encoded routes, and nothing else of them.
-#[derive(Clone, PartialEq, prost::Message)]
-#[prost(prost_path = "trysail_sdk::prost")]
-struct Named {
-    #[prost(string, tag = "1")]
-    name: String,
-}
-
 /// The servers that share a route name; none if no server has it.
 fn servers_of(ctx: &Ctx<'_>, route_name: &str) -> Result<Option<GatewayRoutes>, Failure> {
-    let bad = |e: prost::DecodeError| Failure::BadAnswer(format!("routes of the merged gateway: {e}"));
-    let merged: Encoded = ctx.derived("scope", "merged-gateway", &[])?.unwrap_or_default();
-    // Sorted by name.
-    let mut broken = None;
-    let found = merged.routes.binary_search_by(|routes| match Named::decode(routes.as_slice()) {
-        Ok(named) => named.name.as_str().cmp(route_name),
-        Err(error) => {
-            broken = Some(error);
-            Ordering::Less
-        }
-    });
-    match (broken, found) {
-        (Some(error), _) => Err(bad(error)),
-        (None, Ok(at)) => GatewayRoutes::decode(merged.routes[at].as_slice()).map(Some).map_err(bad),
-        (None, Err(_)) => Ok(None),
-    }
+    ctx.derived_item("scope", "gateway-routes", route_name, &[])
 }
 
 /// The virtual hosts of a route configuration with their names, sorted; one that leads nowhere if there is no other.
@@ -295,7 +262,6 @@ fn encode(host: VirtualHost, attempt_count: bool) -> Message {
 
 #[cfg(test)]
 mod tests {
-    use trysail_sdk::facts::MergedGateway;
 
     use super::*;
     use crate::testing::{Fake, outline, whole};
@@ -317,11 +283,11 @@ mod tests {
     }
 
     fn gateway(servers: Vec<GatewayServer>, bound: &[VirtualServiceSummary]) -> Fake {
-        let routes = vec![GatewayRoutes { name: "http.80".into(), servers, ..Default::default() }];
+        let routes = GatewayRoutes { name: "http.80".into(), servers, ..Default::default() };
         let bound_to_gateway = VirtualServiceSummaries { virtual_services: bound.to_vec() };
         let flags = ["PILOT_ENABLE_ROUTE_COLLAPSE_OPTIMIZATION", "PILOT_ENABLE_PERSISTENT_SESSION_FILTER"];
         let mut fake = Fake::default()
-            .answer("derived", &["scope", "merged-gateway"], &MergedGateway { routes, ..Default::default() })
+            .answer("derived-item", &["scope", "gateway-routes", "http.80"], &routes)
             .answer("derived", &["scope", "gateway-virtual-services", "ns/gw"], &bound_to_gateway)
             .answer("features", &flags, &Strings { values: vec!["true".into(), "false".into()] });
         for rule in bound {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! gateways (which select the proxy) ──> merged-gateway (their servers by port)
+//!                                       gateway-routes (the same by route configuration)
 //! gateway-virtual-services GATEWAY      gateway-hosts       gateway-check GATEWAY      unknown-gateways
 //! ```
 //!
@@ -19,7 +20,7 @@ use trysail_sdk::facts::{MergedGateway, Object, SelectorSummary, Strings, Virtua
 use trysail_sdk::proto::istio::mesh::v1alpha1::MeshConfig;
 use trysail_sdk::proto::istio::mesh::v1alpha1::mesh_config::extension_provider::Provider;
 use trysail_sdk::proto::istio::networking::v1alpha3::Gateway;
-use trysail_sdk::{Ctx, Failure, Output, patching};
+use trysail_sdk::{Ctx, Failure, Item, Message, Output, patching};
 
 pub use check::{check, unknown};
 
@@ -66,6 +67,16 @@ pub fn merged(ctx: &Ctx) -> Result<Output, Failure> {
         }
     }
     merge::merge(ctx, gateways)
+}
+
+/// `scope/gateway-routes`: of each route configuration its `facts.v1.GatewayRoutes`, by name. Each is an item, so that whoever
+/// makes one depends on no other.
+pub fn routes(ctx: &Ctx) -> Result<Output, Failure> {
+    let mut output = Output::empty();
+    for routes in of_proxy(ctx)?.routes {
+        output.item(Item::new(routes.name.as_str(), Message::of(&routes)));
+    }
+    Ok(output)
 }
 
 /// The merged gateway of the proxy, from the output of [`merged`].

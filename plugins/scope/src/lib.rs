@@ -5,7 +5,7 @@
 //! sidecar ──> egress ──> virtual-services(listener) ──> services(listener | all)
 //!    └──> outbound-policy        service-key(host)      destination-rule(service)
 //!
-//! gateways ──> merged-gateway ──> gateway-hosts          gateway-virtual-services(gateway)
+//! gateways ──> merged-gateway ──> gateway-routes, gateway-hosts          gateway-virtual-services(gateway)
 //! ```
 //!
 //! Each arrow is a derived question: `services` depends on the *answer* of `egress`, so proxies of all namespaces in
@@ -52,6 +52,7 @@ pub fn translate(ctx: &Ctx, function: &str, args: &[String]) -> Result<Output, F
         }
         ("gateways", []) => gateways::selecting(ctx),
         ("merged-gateway", []) => gateways::merged(ctx),
+        ("gateway-routes", []) => gateways::routes(ctx),
         ("gateway-virtual-services", [gateway]) => gateways::virtual_services(ctx, gateway),
         ("gateway-hosts", []) => gateways::hosts(ctx),
         ("gateway-check", [gateway]) => gateways::check(ctx, gateway),
@@ -66,6 +67,7 @@ pub fn translate(ctx: &Ctx, function: &str, args: &[String]) -> Result<Output, F
             | "destination-rule"
             | "gateways"
             | "merged-gateway"
+            | "gateway-routes"
             | "gateway-virtual-services"
             | "gateway-hosts"
             | "gateway-check"

@@ -80,6 +80,7 @@ impl Host for Imports {
             "proxy-config" => facts::proxy_config(&list(0)),
             "derived" => facts::derived(arg(0), arg(1), &list(2)),
             "derived-items" => facts::derived_items(arg(0), arg(1), arg(2), &list(3)),
+            "derived-item" => facts::derived_item(arg(0), arg(1), arg(2), &list(3)),
             "hooked" => truth(facts::hooked(arg(0))),
             "derived-exists" => truth(facts::derived_exists(arg(0), arg(1), &list(2))),
             unknown => unreachable!("the SDK asks no {unknown}"),

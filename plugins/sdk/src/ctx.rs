@@ -305,6 +305,18 @@ impl<'a> Ctx<'a> {
         Ok(self.or_default::<facts::Items>("derived-items", &args)?.items)
     }
 
+    /// The item of that key in the output of another call; none when there is no such item. Unlike [`Ctx::derived`] it does not
+    /// depend on the other items.
+    pub fn derived_item<M: Message + Default>(
+        &self,
+        stage: &str,
+        function: &str,
+        key: &str,
+        args: &[&str],
+    ) -> Answer<Option<M>> {
+        self.message("derived-item", &[&[stage, function, key], args].concat())
+    }
+
     /// Does any plugin stand at this hook point?
     pub fn hooked(&self, point: &str) -> bool {
         self.host.ask("hooked", &[point]).is_some()
