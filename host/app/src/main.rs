@@ -54,7 +54,9 @@ fn run(command: Command, unknown: &[String]) -> Result<ExitCode> {
         }
         Command::Explain(flags) => on_a_big_stack(|| explain_command(&flags))?,
         Command::Replay { file, native } => return on_a_big_stack(|| replay(&file, native)),
-        Command::Signer => trysail_ca::signer::run_child().context("the control plane is gone")?,
+        Command::Signer => {
+            trysail_ca::signer::run_child(&trysail::ca_secret::open).context("the control plane is gone")?
+        }
         Command::Component { module, out } => component(&module, &out)?,
         Command::Version { short, output } => match output {
             None => {

@@ -13,9 +13,9 @@ use trysail_ca::authenticate::{
     Authenticated, Authenticator, Authenticators, ClientCertificate, Forwarded, KubernetesToken, Oidc, TokenReview,
 };
 use trysail_ca::metrics::Metrics;
-use trysail_ca::roots::{Rotation, detect};
+use trysail_ca::roots::{Rotation, SECRET_NAME, SecretPlace, detect};
 use trysail_ca::service::{CertificateService, Limits, SecureCertificateService};
-use trysail_ca::signer::{InProcess, Source, Start};
+use trysail_ca::signer::{InProcess, Place, Source, Start};
 use trysail_ca::tls::{Acceptor, ServingConfig, TlsOptions, TrustBundles, serving_names, watch_serving};
 use trysail_ca::{Lifetimes, Signer, SignerProcess};
 use trysail_xds::{AdsService, Server};
@@ -78,6 +78,7 @@ impl Config {
         mesh: &serde_json::Value,
         namespace: &str,
         revision: &str,
+        cluster: Option<&trysail_kube::Connection>,
     ) -> Result<Config> {
         let mut warnings = Vec::new();
         let text = |name: &str| environment.get(name);
@@ -114,7 +115,7 @@ impl Config {
         } else {
             let number = |name: &str, default: u32| text(name).and_then(|value| value.parse().ok()).unwrap_or(default);
             Source::SelfSigned {
-                dir: own_folder(environment),
+                place: own_place(environment, namespace, cluster),
                 organization: trust_domain.clone(),
                 lifetime: lasting("CITADEL_SELF_SIGNED_CA_CERT_TTL", hours(3650 * 24)),
                 rsa_bits: number("CITADEL_SELF_SIGNED_CA_RSA_KEY_SIZE", 2048),
@@ -171,14 +172,23 @@ impl Config {
     }
 }
 
-/// Where our own key is kept without a cluster: `TRYSAIL_CA_DIR`, else in the user's folder for such state.
-fn own_folder(environment: &dyn Environment) -> Option<PathBuf> {
-    if let Some(dir) = environment.get("TRYSAIL_CA_DIR") {
-        return (dir != "memory").then(|| dir.into());
+/// Where our own key is kept: in `TRYSAIL_CA_DIR` if that is set (`memory` for nowhere), else in a cluster's secret as istiod
+/// does, and without a cluster in the user's folder for such state.
+fn own_place(environment: &dyn Environment, namespace: &str, cluster: Option<&trysail_kube::Connection>) -> Place {
+    match (environment.get("TRYSAIL_CA_DIR").filter(|dir| !dir.is_empty()), cluster) {
+        (Some(dir), _) if dir == "memory" => Place::Memory,
+        (Some(dir), _) => Place::Folder(dir.into()),
+        (None, Some(connection)) => Place::Secret(SecretPlace {
+            kubeconfig: connection.kubeconfig.clone(),
+            namespace: namespace.to_owned(),
+            name: SECRET_NAME.to_owned(),
+        }),
+        (None, None) => {
+            let state = environment.get("XDG_STATE_HOME").map(PathBuf::from);
+            let state = state.or_else(|| environment.get("HOME").map(|home| Path::new(&home).join(".local/state")));
+            state.map_or(Place::Memory, |state| Place::Folder(state.join("trysail/ca")))
+        }
     }
-    let state = environment.get("XDG_STATE_HOME").map(PathBuf::from);
-    let state = state.or_else(|| environment.get("HOME").map(|home| Path::new(&home).join(".local/state")))?;
-    Some(state.join("trysail/ca"))
 }
 
 /// Does a proxy get the configuration of its namespace without saying which account it runs as?
@@ -235,10 +245,10 @@ pub async fn start(config: Config, tokens: Option<ClusterTokens>, registry: &Reg
     let signer = match open(&signer, &start).await {
         Ok(signer) => signer,
         // A home that is not writable is common in containers; without a cluster the key then lives as long as we do.
-        Err(error) if matches!(&start.source, Source::SelfSigned { dir: Some(_), .. }) => {
+        Err(error) if matches!(&start.source, Source::SelfSigned { place: Place::Folder(_), .. }) => {
             tracing::warn!("{error:#}; the key is kept in memory");
-            if let Source::SelfSigned { dir, .. } = &mut start.source {
-                *dir = None;
+            if let Source::SelfSigned { place, .. } = &mut start.source {
+                *place = Place::Memory;
             }
             open(&signer, &start).await?
         }
@@ -246,8 +256,11 @@ pub async fn start(config: Config, tokens: Option<ClusterTokens>, registry: &Reg
     };
     let place = match &start.source {
         Source::Plugged { dir, .. } => format!("plugged in at {}", dir.display()),
-        Source::SelfSigned { dir: Some(dir), .. } => format!("self-signed, kept in {}", dir.display()),
-        Source::SelfSigned { dir: None, .. } => "self-signed, in memory".to_owned(),
+        Source::SelfSigned { place: Place::Folder(dir), .. } => format!("self-signed, kept in {}", dir.display()),
+        Source::SelfSigned { place: Place::Memory, .. } => "self-signed, in memory".to_owned(),
+        Source::SelfSigned { place: Place::Secret(SecretPlace { namespace, name, .. }), .. } => {
+            format!("self-signed, kept in secret {namespace}/{name}")
+        }
     };
     let mut list: Vec<Arc<dyn Authenticator>> = vec![Arc::new(ClientCertificate)];
     if let Some(rule) = jwt_rule {
@@ -273,7 +286,7 @@ async fn open(at: &SignerAt, start: &Start) -> Result<Arc<dyn Signer>> {
         SignerAt::Process(program) => {
             Arc::new(SignerProcess::start(program.clone(), vec!["signer".into()], start.clone()).await?)
         }
-        SignerAt::Here => Arc::new(InProcess::start(start).context("the signing key")?),
+        SignerAt::Here => Arc::new(InProcess::start(start, &crate::ca_secret::open).context("the signing key")?),
     })
 }
 

@@ -25,6 +25,7 @@ use trysail_stages::plugins::{PluginFolder, PluginStatus};
 use trysail_stages::{Engine, EngineTranslator};
 use trysail_xds::{PushInfo, Server, debounce};
 
+use crate::duties::{Duties, Subject};
 use crate::env::{Environment, duration_of};
 use crate::health::Health;
 use crate::metrics;
@@ -244,6 +245,7 @@ pub async fn run(
                 mesh,
                 &settings.system_namespace,
                 &settings.revision,
+                config.place.cluster(),
             );
             let tokens = client.clone().map(|client| ClusterTokens {
                 reviewer: Arc::new(Tokens { reviews: Reviews(client), cluster: settings.cluster_id.clone() }),
@@ -316,7 +318,7 @@ pub async fn run(
     let plugins = plugins.map(|folder| Arc::new(Mutex::new(folder)));
     let committer = Arc::new(Committer {
         engine: engine.clone(),
-        facts,
+        facts: facts.clone(),
         omissions: Mutex::new(omissions),
         guard,
         health: health.clone(),
@@ -348,6 +350,16 @@ pub async fn run(
     let secure = match secure {
         Some((socket, secure)) => Some((socket.listen(BACKLOG).context(LISTEN)?, secure)),
         None => None,
+    };
+    let duties = match (client, &secure) {
+        (Some(client), Some((_, secure))) => Some(Duties::start(Subject {
+            client,
+            environment,
+            settings: &config.settings,
+            bundle_rx: secure.signer.bundle(),
+            facts: facts.clone(),
+        })),
+        _ => None,
     };
     let running = Arc::new(running);
     health.serves(running.clone());
@@ -416,6 +428,9 @@ pub async fn run(
         () = stop => {}
     }
     stopping.stop();
+    if let Some(duties) = duties {
+        duties.end().await;
+    }
     terminal.say("stopped");
     Ok(())
 }

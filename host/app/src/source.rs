@@ -28,6 +28,16 @@ pub enum Place {
     Cluster(Connection),
 }
 
+impl Place {
+    /// The cluster, if it is one.
+    pub fn cluster(&self) -> Option<&Connection> {
+        match self {
+            Place::Folder(_) => None,
+            Place::Cluster(connection) => Some(connection),
+        }
+    }
+}
+
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -6,7 +6,9 @@ mod store;
 
 pub use plugged::{Plugged, detect};
 pub use self_signed::{Rotation, SelfSigned};
-pub use store::{CaSecret, CaStore, FolderStore, MemoryStore, SECRET_NAME, SECRET_TYPE, StoreError};
+pub use store::{
+    CaSecret, CaStore, FolderStore, MemoryStore, OpenSecret, SECRET_NAME, SECRET_TYPE, SecretPlace, StoreError,
+};
 
 use std::path::PathBuf;
 use std::sync::Arc;

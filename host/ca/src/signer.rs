@@ -15,7 +15,7 @@ mod protocol;
 
 pub use child::run as run_child;
 pub use process::{SignerProcess, SpawnError};
-pub use protocol::{Source, Start};
+pub use protocol::{Place, Source, Start};
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -55,8 +55,8 @@ impl InProcess {
     ///
     /// # Errors
     /// When there is no usable key.
-    pub fn start(start: &Start) -> Result<InProcess, crate::roots::RootError> {
-        let signer = InProcess::new(child::open(start)?);
+    pub fn start(start: &Start, open_secret: &crate::roots::OpenSecret) -> Result<InProcess, crate::roots::RootError> {
+        let signer = InProcess::new(child::open(start, open_secret)?);
         let (authority, bundle) = (Arc::downgrade(&signer.authority), signer.bundle.clone());
         let look = move || {
             while let Some(authority) = authority.upgrade() {

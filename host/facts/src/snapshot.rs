@@ -8,6 +8,7 @@ use crate::affected;
 use crate::endpoints::View;
 use crate::features::Environment;
 use crate::inputs::{Base, Change, Inputs};
+use crate::labels::Labels;
 use crate::proxy;
 use crate::state::State;
 use crate::unused::{self, Unused};
@@ -29,6 +30,11 @@ impl FactsSnapshot {
         let mut state = State::default();
         state.change(&base, &objects, &[]);
         FactsSnapshot { revision: 1, base: Arc::new(base), state: Arc::new(state) }
+    }
+
+    /// Does the operator want a namespace with these labels read, and served, at all?
+    pub fn discovers_namespace(&self, labels: &Labels) -> bool {
+        self.base.mesh.discovers(labels)
     }
 
     /// The snapshot after a change, and the queries whose answers can have moved.

@@ -89,6 +89,13 @@ struct Record {
 pub struct Leadership(watch::Receiver<Option<Instant>>);
 
 impl Leadership {
+    /// Of somebody who leads without an election (`ENABLE_LEADER_ELECTION=false`), as long as the sender is kept.
+    pub fn sole() -> (watch::Sender<Option<Instant>>, Leadership) {
+        // Longer than any process lives, and no clock overflows.
+        let (until_tx, until_rx) = watch::channel(Some(Instant::now() + Duration::from_secs(100 * 365 * 24 * 3600)));
+        (until_tx, Leadership(until_rx))
+    }
+
     /// Are we the leader at this moment? Ask before each act.
     pub fn holds(&self) -> bool {
         self.0.borrow().is_some_and(|until| Instant::now() < until)

@@ -8,6 +8,7 @@
 //!  API server ──list, watch──> one task a kind: Known (what is in force, how new) ──moved──> Gatherer ──Update──> owner
 //!                                   ^ defined?  ── watch on definitions
 //!  API server <──reviews── TokenReview, SubjectAccessReview          API server <──locks── Election
+//!  API server <──texts── Publisher, while it leads                   API server <──key── KeptSecret
 //! ```
 //!
 //! **Invariant:** the owner never hears half a cluster: the first update comes when every watch has listed, a list that is made
@@ -20,8 +21,10 @@ mod client;
 mod definitions;
 pub mod election;
 mod gather;
+mod kept;
 mod known;
 mod prune;
+mod publish;
 mod read;
 mod reviews;
 mod source;
@@ -29,6 +32,8 @@ mod watch;
 mod watched;
 
 pub use client::{ClientError, Connection, connect};
+pub use kept::{Kept, KeptError, KeptSecret};
 pub use kube::Client;
+pub use publish::{Publication, Publisher, Selects};
 pub use reviews::{Reviews, Unanswered};
 pub use source::{ClusterSource, Config, Progress};

@@ -20,7 +20,10 @@ impl Watched {
             // Pods that failed are never endpoints or proxies, and pile up.
             "Pod" => Some("status.phase!=Failed"),
             // Neither is ever a gateway's, and both are large.
-            "Secret" => Some("type!=helm.sh/release.v1,type!=kubernetes.io/service-account-token"),
+            // Nor the authority's own key: it is the signer's, and never in the process that runs plugins.
+            "Secret" => {
+                Some("type!=helm.sh/release.v1,type!=kubernetes.io/service-account-token,type!=istio.io/ca-root")
+            }
             _ => None,
         };
         let metadata_only = matches!(kind.name, "Namespace" | "MutatingWebhookConfiguration" | "ServiceAccount");

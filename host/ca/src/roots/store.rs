@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 /// The parts of the secret by name.
 pub type CaSecret = BTreeMap<String, Vec<u8>>;
@@ -36,6 +37,13 @@ pub struct StoreError {
     place: String,
     #[source]
     error: io::Error,
+}
+
+impl StoreError {
+    /// `action` (such as `read`) failed in `place`, as people know it.
+    pub fn new(action: &'static str, place: String, error: io::Error) -> StoreError {
+        StoreError { action, place, error }
+    }
 }
 
 /// Keeps the secret. Calls may block.
@@ -139,6 +147,20 @@ impl CaStore for FolderStore {
         Ok(())
     }
 }
+
+/// A secret of a cluster in which the key is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretPlace {
+    /// File that says where the API server is; unset within a pod.
+    pub kubeconfig: Option<PathBuf>,
+    /// Namespace of the secret: the control plane's.
+    pub namespace: String,
+    /// Its name: [`SECRET_NAME`], or `cacerts`.
+    pub name: String,
+}
+
+/// Opens a store in a cluster. Who talks to API servers is not in here.
+pub type OpenSecret = dyn Fn(&SecretPlace) -> Result<Box<dyn CaStore>, StoreError> + Send + Sync;
 
 /// Keeps it as long as the process lives.
 #[derive(Default)]

@@ -1,4 +1,4 @@
-//! The signer's side: no runtime, no network, a few threads around an [`Authority`].
+//! The signer's side: a few threads around an [`Authority`]; no network but to the API server, where the key is kept there.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -10,9 +10,9 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 
-use super::protocol::{self, FromSigner, Source, Start, ToSigner};
+use super::protocol::{self, FromSigner, Place, Source, Start, ToSigner};
 use crate::authority::Authority;
-use crate::roots::{CaStore, FolderStore, MemoryStore, Plugged, RootError, Roots, SelfSigned};
+use crate::roots::{CaStore, FolderStore, MemoryStore, OpenSecret, Plugged, RootError, Roots, SelfSigned};
 
 /// Time between two looks at files and clocks.
 pub(crate) const TICK: Duration = Duration::from_millis(500);
@@ -21,20 +21,20 @@ pub(crate) const TICK: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// When the socket fails.
-pub fn run() -> io::Result<()> {
+pub fn run(open_secret: &OpenSecret) -> io::Result<()> {
     // Others of the same user shall not read this process's memory, nor a core dump hold it.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    serve(socket)
+    serve(socket, open_secret)
 }
 
-pub(crate) fn serve(mut socket: UnixStream) -> io::Result<()> {
+pub(crate) fn serve(mut socket: UnixStream, open_secret: &OpenSecret) -> io::Result<()> {
     let to_parent = Arc::new(Mutex::new(socket.try_clone()?));
     let say = |message: FromSigner| protocol::write(&mut *to_parent.lock(), &message);
     let Some(ToSigner::Start(start)) = protocol::read(&mut socket)? else {
         return Ok(());
     };
-    let authority = match open(&start) {
+    let authority = match open(&start, open_secret) {
         Ok(authority) => Arc::new(authority),
         Err(error) => return say(FromSigner::Failed(chain(&error))),
     };
@@ -104,13 +104,14 @@ fn maintain(authority: &Authority, to_parent: &Mutex<UnixStream>) {
 }
 
 /// The authority that a start message describes.
-pub(crate) fn open(start: &Start) -> Result<Authority, RootError> {
+pub(crate) fn open(start: &Start, open_secret: &OpenSecret) -> Result<Authority, RootError> {
     let roots = match &start.source {
         Source::Plugged { dir, accepts_new_roots } => Roots::Plugged(Plugged::new(dir.clone(), *accepts_new_roots)),
-        Source::SelfSigned { dir, organization, lifetime, rsa_bits, rotation } => {
-            let store: Box<dyn CaStore> = match dir {
-                Some(dir) => Box::new(FolderStore::new(dir.clone())),
-                None => Box::new(MemoryStore::default()),
+        Source::SelfSigned { place, organization, lifetime, rsa_bits, rotation } => {
+            let store: Box<dyn CaStore> = match place {
+                Place::Folder(dir) => Box::new(FolderStore::new(dir.clone())),
+                Place::Memory => Box::new(MemoryStore::default()),
+                Place::Secret(place) => open_secret(place)?,
             };
             Roots::SelfSigned(SelfSigned::new(store, organization.clone(), *lifetime, *rsa_bits, *rotation))
         }

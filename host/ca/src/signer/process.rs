@@ -24,6 +24,8 @@ use crate::authority::{IssueError, Order, PublicBundle};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the start may take: an RSA key of 8192 bits takes its time.
 const START_PATIENCE: Duration = Duration::from_secs(120);
+/// Where a pod finds the API server.
+const IN_CLUSTER: [&str; 2] = ["KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"];
 /// Orders that may be under way; more are refused at once instead of growing old.
 const MAX_WAITING: usize = 4096;
 
@@ -126,8 +128,9 @@ async fn spawn(program: &PathBuf, args: &[String], start: &Start) -> Result<Runn
     ours.set_nonblocking(true)?;
     let child = Command::new(program)
         .args(args)
-        // It needs nothing of the environment, and what it has not cannot leak.
+        // It needs nothing of the environment but where the API server is, and what it has not cannot leak.
         .env_clear()
+        .envs(IN_CLUSTER.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::null())
         // A signal from a terminal is for us; it ends when we do.

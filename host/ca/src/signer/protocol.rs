@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::authority::{IssueError, Lifetimes, Order, PublicBundle};
-use crate::roots::Rotation;
+use crate::roots::{Rotation, SecretPlace};
 
 /// Longest message in bytes, either way.
 pub(crate) const MAX_MESSAGE: usize = 4 << 20;
@@ -34,8 +34,8 @@ pub enum Source {
     },
     /// A key of our own.
     SelfSigned {
-        /// Where it is kept; unset: in memory only.
-        dir: Option<PathBuf>,
+        /// Where it is kept.
+        place: Place,
         /// Organisation of its certificate: the trust domain.
         organization: String,
         /// Life of its certificate, `CITADEL_SELF_SIGNED_CA_CERT_TTL`.
@@ -45,6 +45,17 @@ pub enum Source {
         /// When its certificate is renewed.
         rotation: Rotation,
     },
+}
+
+/// Where a key of our own is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Place {
+    /// Nowhere: it is gone with the process.
+    Memory,
+    /// Files of a folder.
+    Folder(PathBuf),
+    /// A secret of a cluster.
+    Secret(SecretPlace),
 }
 
 #[derive(Serialize, Deserialize)]
