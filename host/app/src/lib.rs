@@ -1,6 +1,7 @@
 //! Trysail's binary as a library, so that tests and benches use the very same wiring: folder or cluster to facts, facts to
 //! stages, stages to streams.
 
+pub mod balance;
 pub mod ca_secret;
 pub mod controlz;
 mod duties;

@@ -25,6 +25,7 @@ use trysail_stages::plugins::{PluginFolder, PluginStatus};
 use trysail_stages::{Engine, EngineTranslator};
 use trysail_xds::{PushInfo, Server, debounce};
 
+use crate::balance::Balance;
 use crate::duties::{Duties, Subject};
 use crate::env::{Environment, duration_of};
 use crate::health::Health;
@@ -171,7 +172,8 @@ pub async fn run(
     let health = Arc::new(Health::starting(&[SOURCE, TRANSLATION]));
     let _pages = Aborted(
         [(http, Port::Http), (monitoring, Port::Monitoring)]
-            .map(|(listener, port)| tokio::spawn(pages::serve(listener, health.clone(), port))),
+            .map(|(listener, port)| tokio::spawn(pages::serve(listener, health.clone(), port)))
+            .into(),
     );
     terminal.say(&format!("health on {}, metrics on {}", addresses[1], addresses[2]));
     let mut shutdown = std::pin::pin!(shutdown);
@@ -337,7 +339,7 @@ pub async fn run(
         committer.scan_plugins();
     }
     let updates = events_tx.clone();
-    let _following = Aborted([tokio::spawn(async move {
+    let _following = Aborted(vec![tokio::spawn(async move {
         while let Some(update) = updates_rx.recv().await {
             if updates.send(vec![Event::Source(Box::new(update))]).is_err() {
                 return;
@@ -351,7 +353,7 @@ pub async fn run(
         Some((socket, secure)) => Some((socket.listen(BACKLOG).context(LISTEN)?, secure)),
         None => None,
     };
-    let duties = match (client, &secure) {
+    let duties = match (client.clone(), &secure) {
         (Some(client), Some((_, secure))) => Some(Duties::start(Subject {
             client,
             environment,
@@ -361,9 +363,11 @@ pub async fn run(
         })),
         _ => None,
     };
+    let balance = client.and_then(|client| Balance::new(client, xds.clone(), environment, &config.settings));
+    let _balancing = Aborted(balance.map(|balance| tokio::spawn(balance.run())).into_iter().collect());
     let running = Arc::new(running);
     health.serves(running.clone());
-    let _trying = Aborted([tokio::spawn(try_translation(engine.clone(), config.settings.clone(), health.clone()))]);
+    let _trying = Aborted(vec![tokio::spawn(try_translation(engine.clone(), config.settings.clone(), health.clone()))]);
     started(&running);
     let over_tls = secure_address.map(|address| format!(", over TLS on {address}")).unwrap_or_default();
     let [grpc_at, http_at, metrics_at] = addresses;
@@ -490,9 +494,9 @@ fn streams_per_second(environment: &dyn Environment) -> f64 {
 const DRAIN_SHARE: f64 = 0.7;
 
 /// Tasks that end with their owner.
-struct Aborted<const N: usize>([tokio::task::JoinHandle<()>; N]);
+struct Aborted(Vec<tokio::task::JoinHandle<()>>);
 
-impl<const N: usize> Drop for Aborted<N> {
+impl Drop for Aborted {
     fn drop(&mut self) {
         self.0.iter().for_each(tokio::task::JoinHandle::abort);
     }

@@ -8,6 +8,7 @@
 //!  API server ──list, watch──> one task a kind: Known (what is in force, how new) ──moved──> Gatherer ──Update──> owner
 //!                                   ^ defined?  ── watch on definitions
 //!  API server <──reviews── TokenReview, SubjectAccessReview          API server <──locks── Election
+//!  API server <──endpoints── peers
 //!  API server <──texts── Publisher, while it leads                   API server <──key── KeptSecret
 //! ```
 //!
@@ -23,6 +24,7 @@ pub mod election;
 mod gather;
 mod kept;
 mod known;
+mod peers;
 mod prune;
 mod publish;
 mod read;
@@ -34,6 +36,7 @@ mod watched;
 pub use client::{ClientError, Connection, connect};
 pub use kept::{Kept, KeptError, KeptSecret};
 pub use kube::Client;
+pub use peers::{Peer, PeersError, peers};
 pub use publish::{Publication, Publisher, Selects};
 pub use reviews::{Reviews, Unanswered};
 pub use source::{ClusterSource, Config, Progress};

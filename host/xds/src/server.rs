@@ -229,7 +229,12 @@ impl Server {
     /// come are refused at once. Returns when all have been told.
     pub async fn drain(&self, within: Duration) {
         self.shared.drains.store(true, Ordering::Relaxed);
-        let entries: Vec<Arc<Entry>> = self.shared.connections.lock().values().cloned().collect();
+        self.let_go(usize::MAX, within).await;
+    }
+
+    /// Sends so many proxies elsewhere, those first that came first, one after the other within a time.
+    pub async fn let_go(&self, n: usize, within: Duration) {
+        let entries: Vec<Arc<Entry>> = self.shared.connections.lock().values().take(n).cloned().collect();
         let Ok(n_entries) = u32::try_from(entries.len()) else { return };
         // A few are nobody's storm.
         let step = (within / n_entries.max(1)).min(LONGEST_STEP);
@@ -238,6 +243,11 @@ impl Server {
             entry.leave.send_replace(true);
             tokio::time::sleep_until(began + step * at).await;
         }
+    }
+
+    /// How many streams there are.
+    pub fn n_streams(&self) -> usize {
+        self.shared.connections.lock().len()
     }
 
     /// Lets a stream begin, in its turn.
