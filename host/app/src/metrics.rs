@@ -166,7 +166,23 @@ pub struct StateCollector {
     refused: IntGaugeVec,
     secret_errors: IntCounter,
     problems: Vec<IntGauge>,
+    findings: Vec<IntGauge>,
 }
+
+/// istiod's metrics of what stages find, with the code of the finding.
+const FINDINGS: [(&str, &str, &str); 3] = [
+    (
+        "inbound-listener-conflict",
+        "pilot_conflict_inbound_listener",
+        "Workload ports that two services want otherwise.",
+    ),
+    (
+        "outbound-listener-conflict",
+        "pilot_conflict_outbound_listener_tcp_over_current_tcp",
+        "Services left out of a listener, because another has the same connections.",
+    ),
+    ("duplicate-domain", "pilot_vservice_dup_domain", "Virtual hosts that lost a domain to an older object."),
+];
 
 impl StateCollector {
     /// Shows the state of pages in a registry.
@@ -188,6 +204,7 @@ impl StateCollector {
                 .iter()
                 .map(|(name, help)| IntGauge::new(*name, *help))
                 .collect::<Result<_>>()?,
+            findings: FINDINGS.iter().map(|(_, name, help)| IntGauge::new(*name, *help)).collect::<Result<_>>()?,
         }))
     }
 }
@@ -199,7 +216,7 @@ fn secret_errors() -> Result<IntCounter> {
 impl Collector for StateCollector {
     fn desc(&self) -> Vec<&Desc> {
         let gauges = [&self.services, &self.virtual_services, &self.revision];
-        let gauges = gauges.into_iter().chain(&self.problems).flat_map(Collector::desc);
+        let gauges = gauges.into_iter().chain(&self.problems).chain(&self.findings).flat_map(Collector::desc);
         let others = [self.clusters.desc(), self.refused.desc(), self.secret_errors.desc()];
         gauges.chain(others.into_iter().flatten()).collect()
     }
@@ -216,6 +233,10 @@ impl Collector for StateCollector {
         for ((name, _), gauge) in Problems::METRICS.iter().zip(&self.problems) {
             gauge.set(problems.count(name) as i64);
         }
+        let findings = pages.engine.findings();
+        for ((code, ..), gauge) in FINDINGS.iter().zip(&self.findings) {
+            gauge.set(findings.get(*code).copied().unwrap_or_default() as i64);
+        }
         let report = pages.report.lock();
         self.revision.set(report.revision as i64);
         self.refused.reset();
@@ -228,7 +249,7 @@ impl Collector for StateCollector {
         let errors = secret_errors().inspect(|errors| errors.inc_by(pages.secrets.n_errors()));
         let gauges = [&self.services, &self.virtual_services, &self.revision];
         let mut families: Vec<MetricFamily> =
-            gauges.into_iter().chain(&self.problems).flat_map(Collector::collect).collect();
+            gauges.into_iter().chain(&self.problems).chain(&self.findings).flat_map(Collector::collect).collect();
         families.extend(self.clusters.collect());
         families.extend(self.refused.collect());
         families.extend(errors.into_iter().flat_map(|errors| errors.collect()));

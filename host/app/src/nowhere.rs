@@ -29,6 +29,7 @@ pub fn diagnostics(views: &[(&'static str, Arc<View>)]) -> Vec<Diagnostic> {
                         object: format!("{short} {}", resource.name),
                         field: reference.path,
                         message: format!("there is no cluster {}", reference.name),
+                        code: String::new(),
                     });
                 }
             }

@@ -174,7 +174,7 @@ pub fn diagnostics(engine: &Arc<Engine>, proxy: &Proxy, all: &Views) -> Vec<Diag
 
 /// A diagnostic as a line.
 pub fn line(diagnostic: &Diagnostic) -> String {
-    let Diagnostic { severity, object, field, message } = diagnostic;
+    let Diagnostic { severity, object, field, message, code: _ } = diagnostic;
     let field = if field.is_empty() { String::new() } else { format!(" {field}") };
     format!("{severity:?} {object}{field}: {message}")
 }

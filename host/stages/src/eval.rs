@@ -256,6 +256,7 @@ impl Engine {
             object: format!("plugin {plugin}"),
             field: String::new(),
             message: format!("skipped: {fault}"),
+            code: String::new(),
         });
         let leaf = Leaf::new(output, reads, |call| self.resolve(call), &Judging::none());
         let mut leaf = leaf.map_err(|bad| self.fault(memo, FaultKind::BadOutput(bad.to_string())))?;

@@ -81,6 +81,7 @@ pub(crate) fn found(item: &str, what: &str) -> Diagnostic {
         object: item.to_owned(),
         field: String::new(),
         message: format!("{FOUND}{what}"),
+        code: String::new(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The engine as the streams see it: views of resources for connected proxies.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -172,6 +172,20 @@ impl Engine {
         let mut known = BTreeSet::new();
         found.retain(|d| known.insert((d.object.clone(), d.field.clone(), d.message.clone())));
         found
+    }
+
+    /// Number of findings by their code, each thing once however many proxies it concerns.
+    pub fn findings(&self) -> BTreeMap<String, usize> {
+        let mut found = BTreeSet::new();
+        for memo in self.memos.all() {
+            memo.nodes.read().for_each(&mut |node| {
+                let coded = node.leaf.diagnostics.iter().filter(|said| !said.code.is_empty());
+                found.extend(coded.map(|said| (said.code.clone(), said.object.clone(), said.message.clone())));
+            });
+        }
+        let mut counted = BTreeMap::new();
+        found.into_iter().for_each(|(code, ..)| *counted.entry(code).or_default() += 1);
+        counted
     }
 
     /// Objects and stages behind a node.

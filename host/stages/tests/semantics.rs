@@ -142,6 +142,24 @@ fn one_item_is_asked_for_without_the_others() {
 }
 
 #[test]
+fn findings_are_counted_once_by_their_code_while_they_hold() {
+    let mut now = world().text("t", "found clash").text("u", "found clash").text("v", "found other");
+    now = now.list("plan", &["t", "u", "v"]);
+    let engine = engine(&now);
+    let (p, q) = (proxy("p", "x", "1"), proxy("q", "y", "2"));
+    resources(&engine, &p);
+    resources(&engine, &q);
+    let counted = |code: &str, n: usize| (code.to_owned(), n);
+    assert_eq!(engine.findings(), [counted("clash", 2), counted("other", 1)].into());
+    let next = now.clone().text("u", "well");
+    go(&engine, &mut now, next);
+    resources(&engine, &p);
+    resources(&engine, &q);
+    engine.collect(0);
+    assert_eq!(engine.findings(), [counted("clash", 1), counted("other", 1)].into());
+}
+
+#[test]
 fn there_is_none_is_an_answer() {
     let mut now = world().list("plan", &["missing"]);
     let engine = engine(&now);

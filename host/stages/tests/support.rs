@@ -148,6 +148,11 @@ pub fn toy(ctx: &Ctx<'_>, function: &str, args: &[String]) -> Result<Output, Fai
                     items.iter().map(|item| format!("{}:{} ", item.key, item.message.len())).collect()
                 }
                 ["have", key] => ctx.derived_exists("toy", "piece", &[key]).to_string(),
+                ["found", code] => {
+                    output.diagnose(trysail_sdk::Severity::Warning, arg, "", "as it is");
+                    output.count_as(code);
+                    text.clone()
+                }
                 ["two", first, second] => {
                     output.item(Item::new("first", Message::default().text(1, first)));
                     output.item(Item::new("second", Message::default().text(1, second)));

@@ -209,6 +209,7 @@ fn plan(
                     let message =
                         format!("another protocol on workload port {port} than the older {}", old.port.service);
                     output.diagnose(Severity::Warning, title, "", message);
+                    output.count_as("inbound-listener-conflict");
                 }
                 continue;
             }

@@ -137,6 +137,7 @@ fn merge(chains: &mut Vec<Chain>, new: Vec<Chain>, first: bool, service: &str, a
                 "",
                 format!("left out: another service has the same connections at {address}"),
             );
+            output.count_as("outbound-listener-conflict");
             continue;
         }
         chains.push(chain);

@@ -248,6 +248,7 @@ impl Plan<'_> {
                 format!("spec.ports[{}]", offer.port_name),
                 format!("left out: {}:{} has a protocol that cannot be told from this one", at.0, at.1),
             );
+            output.count_as("outbound-listener-conflict");
             return Ok(());
         }
 

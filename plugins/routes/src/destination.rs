@@ -133,7 +133,7 @@ impl<'c, 'h> Targets<'c, 'h> {
     ) -> Result<(), Failure> {
         let mut report = |severity, part: &str, message: String| {
             let field = if part.is_empty() { field.to_owned() } else { format!("{field}.{part}") };
-            diagnostics.push(Diagnostic { severity, object: object.to_owned(), field, message });
+            diagnostics.push(Diagnostic { severity, object: object.to_owned(), field, message, code: String::new() });
         };
         let target = self.get(&destination.host)?;
         let only_port = match &target.service {

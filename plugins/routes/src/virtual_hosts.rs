@@ -309,7 +309,8 @@ fn folded(text: &str) -> Cow<'_, str> {
 }
 
 fn lost(object: &str, message: String) -> Diagnostic {
-    Diagnostic { severity: Severity::Warning, object: object.to_owned(), field: String::new(), message }
+    let (object, code) = (object.to_owned(), "duplicate-domain".to_owned());
+    Diagnostic { severity: Severity::Warning, object, field: String::new(), message, code }
 }
 
 /// Splits the hosts of a VirtualService into those without a service, and the services it is for.

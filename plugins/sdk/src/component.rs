@@ -133,6 +133,7 @@ fn lower(output: Output) -> types::Output {
         object: d.object,
         field: d.field,
         message: d.message,
+        code: d.code,
     };
     types::Output {
         entries: output.entries.into_iter().map(entry).collect(),

@@ -183,6 +183,8 @@ pub struct Diagnostic {
     pub field: String,
     /// What is wrong.
     pub message: String,
+    /// The kind of finding, by which such findings are counted; empty for none.
+    pub code: String,
 }
 
 /// What a call returns.
@@ -225,12 +227,15 @@ impl Output {
         field: impl Into<String>,
         message: impl Into<String>,
     ) {
-        self.diagnostics.push(Diagnostic {
-            severity,
-            object: object.into(),
-            field: field.into(),
-            message: message.into(),
-        });
+        let (object, field, message) = (object.into(), field.into(), message.into());
+        self.diagnostics.push(Diagnostic { severity, object, field, message, code: String::new() });
+    }
+
+    /// Has the diagnostic that was added last counted among its kind.
+    pub fn count_as(&mut self, code: &str) {
+        if let Some(last) = self.diagnostics.last_mut() {
+            last.code = code.to_owned();
+        }
     }
 }
 

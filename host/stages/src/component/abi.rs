@@ -63,6 +63,7 @@ pub struct Diagnostic {
     pub object: String,
     pub field: String,
     pub message: String,
+    pub code: String,
 }
 
 #[derive(ComponentType, Lift)]
@@ -147,13 +148,13 @@ impl From<Entry> for sdk::Entry {
 
 impl From<Diagnostic> for sdk::Diagnostic {
     fn from(diagnostic: Diagnostic) -> Self {
-        let Diagnostic { severity, object, field, message } = diagnostic;
+        let Diagnostic { severity, object, field, message, code } = diagnostic;
         let severity = match severity {
             Severity::Info => sdk::Severity::Info,
             Severity::Warning => sdk::Severity::Warning,
             Severity::Error => sdk::Severity::Error,
         };
-        sdk::Diagnostic { severity, object, field, message }
+        sdk::Diagnostic { severity, object, field, message, code }
     }
 }
 
