@@ -36,6 +36,8 @@ fn kept(kind: &str) -> Option<&'static [&'static str]> {
             "status.podIPs",
         ],
         "Node" => &["status.addresses"],
+        // Mesh configuration, and roots that gateways trust. All else is other programs', and locks that move every few seconds.
+        "ConfigMap" => &["data.ca.crl", "data.ca.crt", "data.cacert", "data.crl", "data.mesh", "data.meshNetworks"],
         "EndpointSlice" => &[
             "addressType",
             "endpoints.addresses",
@@ -153,5 +155,14 @@ mod tests {
         let body = json!({"spec": {"hosts": ["a"]}, "status": {"addresses": []}});
         assert_eq!(*pruned("ServiceEntry", body.clone()).body, body);
         assert_eq!(*pruned("VirtualService", body).body, json!({"spec": {"hosts": ["a"]}}));
+    }
+
+    #[test]
+    fn config_maps_keep_what_is_configuration() {
+        let map = pruned(
+            "ConfigMap",
+            json!({"data": {"mesh": "m", "ca.crt": "c", "other": "x"}, "binaryData": {"b": "eA=="}}),
+        );
+        assert_eq!(*map.body, json!({"data": {"mesh": "m", "ca.crt": "c"}}));
     }
 }
