@@ -18,6 +18,10 @@ use crate::env::{Environment, flag_of};
 
 /// The lock of whoever writes into all namespaces.
 const NAMESPACES: &str = "istio-namespace-controller-election";
+/// All locks that replicas stand for, ConfigMaps of the control plane's namespace.
+pub const LOCKS: [&str; 1] = [NAMESPACES];
+/// The ConfigMaps that are published unless variables name others.
+pub const PUBLISHED: [&str; 2] = ["istio-ca-root-cert", "istio-ca-crl"];
 /// Keys of the published texts.
 const ROOT_KEY: &str = "root-cert.pem";
 const CRL_KEY: &str = "ca-crl.pem";
@@ -131,9 +135,10 @@ struct Published {
 impl Published {
     fn read(environment: &dyn Environment) -> Published {
         let name = |variable: &str, default: &str| environment.get(variable).unwrap_or_else(|| default.to_owned());
+        let [roots, crl] = PUBLISHED;
         Published {
-            roots: name("PILOT_CA_CERT_CONFIGMAP", "istio-ca-root-cert"),
-            crl: flag_of(environment, "PILOT_ENABLE_CA_CRL", true).then(|| name("PILOT_CRL_CONFIGMAP", "istio-ca-crl")),
+            roots: name("PILOT_CA_CERT_CONFIGMAP", roots),
+            crl: flag_of(environment, "PILOT_ENABLE_CA_CRL", true).then(|| name("PILOT_CRL_CONFIGMAP", crl)),
         }
     }
 

@@ -4,7 +4,7 @@
 pub mod balance;
 pub mod ca_secret;
 pub mod controlz;
-mod duties;
+pub mod duties;
 pub mod env;
 pub mod explain;
 pub mod health;

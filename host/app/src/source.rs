@@ -1,5 +1,6 @@
 //! Where objects come from: a folder, or a cluster.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -64,6 +65,14 @@ const REPORT: Duration = Duration::from_secs(5);
 /// Kinds that a cluster decides by itself when it is asked.
 const DECIDED_BY_REVIEW: [&str; 4] = ["ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"];
 
+/// Kinds that are read from a cluster, as [`trysail_discovery::kinds`] names them. Beside the definitions of custom kinds they
+/// are all that is watched, and what the control plane's account has to be allowed to list and watch.
+pub fn cluster_kinds() -> BTreeSet<&'static str> {
+    let translated = pipeline::READ_KINDS.iter().chain(&sds::READ_KINDS).copied();
+    // What is not translated has to be known all the same.
+    translated.filter(|kind| !DECIDED_BY_REVIEW.contains(kind)).chain(PROTECTIVE).collect()
+}
+
 /// Starts to follow a source; returns it with its first state, however long that takes for a cluster.
 ///
 /// # Errors
@@ -97,11 +106,7 @@ pub async fn open(
                 text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
             };
             objects.shared_mesh_config = environment.get("SHARED_MESH_CONFIG");
-            if let Some(kinds) = &mut objects.read_kinds {
-                kinds.retain(|kind| !DECIDED_BY_REVIEW.contains(&kind.as_str()));
-                // What is not translated has to be known all the same.
-                kinds.extend(PROTECTIVE.map(str::to_owned));
-            }
+            objects.read_kinds = Some(cluster_kinds().into_iter().map(str::to_owned).collect());
             let config = trysail_kube::Config {
                 objects,
                 ignored: list("PILOT_IGNORE_RESOURCES"),
