@@ -11,6 +11,7 @@
 //! **Invariant:** both processes die with this one, in whatever way it ends.
 
 mod client;
+mod helm;
 mod install;
 mod process;
 
@@ -24,7 +25,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 pub use client::{Cluster, crd};
-pub use install::{Programs, VERSION};
+pub use helm::Helm;
+pub use install::{HELM_VERSION, Programs, VERSION};
 use process::Process;
 
 use crate::{Say, eventually};

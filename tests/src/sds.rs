@@ -87,6 +87,16 @@ impl Authority {
         Ok(Authority { root_pem: root.pem(), issuer: Issuer::new(params, key) })
     }
 
+    /// Its own certificate, PEM.
+    pub fn root_pem(&self) -> &str {
+        &self.root_pem
+    }
+
+    /// Its own key, PEM.
+    pub fn key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     /// Certificate and key for a service account.
     ///
     /// # Errors

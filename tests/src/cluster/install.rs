@@ -1,4 +1,4 @@
-//! Where kube-apiserver and etcd come from.
+//! Where kube-apiserver, etcd and Helm come from.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -11,6 +11,9 @@ use crate::{Say, workspace};
 
 /// The Kubernetes that everything is tested with; `tests/apiserver/go.mod` names the same.
 pub const VERSION: &str = "1.35.4";
+
+/// The Helm that the chart is tested with.
+pub const HELM_VERSION: &str = "3.20.2";
 
 /// The programs of an API server.
 #[derive(Clone, Debug)]
@@ -26,15 +29,52 @@ pub struct Programs {
 /// # Errors
 /// When one cannot be had; the message says what to do.
 pub(crate) fn programs(say: Say) -> Result<Programs> {
-    let cache = workspace().join(".cache");
-    fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
-    // Test processes run side by side: one installs, the others wait.
-    let lock = File::create(cache.join("kubernetes.lock")).context("cannot make the lock file for Kubernetes")?;
-    lock.lock().context("cannot lock the Kubernetes cache")?;
+    let (cache, _lock) = cache()?;
     let etcd = etcd(&cache, say).context("set ETCD to the path of an etcd binary to use that one instead")?;
     let apiserver = apiserver(&cache, say)
         .context("set KUBE_APISERVER to the path of a kube-apiserver binary to use that one instead")?;
     Ok(Programs { apiserver, etcd })
+}
+
+/// Finds Helm: `$HELM`, else what stands in `.cache/`, which is filled on first use.
+///
+/// # Errors
+/// When it cannot be had; the message says what to do.
+pub(crate) fn helm(say: Say) -> Result<PathBuf> {
+    if let Some(given) = given("HELM")? {
+        return Ok(given);
+    }
+    let (cache, _lock) = cache()?;
+    let built = cache.join(format!("helm-{HELM_VERSION}"));
+    if built.is_file() {
+        return Ok(built);
+    }
+    let hint = "set HELM to the path of a helm binary (version 3) to use that one instead";
+    let go = go().context("Helm is built from its Go module").context(hint)?;
+    say(&format!("building Helm {HELM_VERSION} with Go: a few minutes, once"));
+    let unfinished = cache.join("helm.part");
+    let link = format!("-s -w -X helm.sh/helm/v3/internal/version.version=v{HELM_VERSION}");
+    let mut build = Command::new(go);
+    // Outside of any module of ours; Go's checksum database vouches for what comes.
+    build.current_dir(&cache).args(["install", "-trimpath", "-ldflags", &link]);
+    build.arg(format!("helm.sh/helm/v3/cmd/helm@v{HELM_VERSION}"));
+    build.env("GOFLAGS", "-buildvcs=false").env("CGO_ENABLED", "0").env("GOBIN", &unfinished);
+    run(&mut build)
+        .context("Helm does not build: this needs the Go module proxy, or its modules in Go's cache")
+        .context(hint)?;
+    fs::rename(unfinished.join("helm"), &built)
+        .with_context(|| format!("cannot move {} into place", built.display()))?;
+    let _ = fs::remove_dir(&unfinished);
+    Ok(built)
+}
+
+/// The folder for what is installed, locked: test processes run side by side, one installs, the others wait.
+fn cache() -> Result<(PathBuf, File)> {
+    let cache = workspace().join(".cache");
+    fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
+    let lock = File::create(cache.join("kubernetes.lock")).context("cannot make the lock file for Kubernetes")?;
+    lock.lock().context("cannot lock the Kubernetes cache")?;
+    Ok((cache, lock))
 }
 
 fn given(variable: &str) -> Result<Option<PathBuf>> {
@@ -53,7 +93,7 @@ fn apiserver(cache: &Path, say: Say) -> Result<PathBuf> {
     if built.is_file() {
         return Ok(built);
     }
-    let go = go()?;
+    let go = go().with_context(|| format!("kube-apiserver {VERSION} is built from tests/apiserver"))?;
     say(&format!("building kube-apiserver {VERSION} with Go: a few minutes, once"));
     let (major, minor) =
         VERSION.split_once('.').map(|(a, rest)| (a, rest.split('.').next().unwrap_or_default())).unwrap_or_default();
@@ -82,9 +122,7 @@ fn go() -> Result<PathBuf> {
             return Ok(name.into());
         }
     }
-    bail!(
-        "kube-apiserver {VERSION} is built from tests/apiserver, and there is no Go (1.25 or later) on the PATH (Debian: apt-get install golang-go)"
-    )
+    bail!("there is no Go (1.25 or later) on the PATH (Debian: apt-get install golang-go)")
 }
 
 fn etcd(cache: &Path, say: Say) -> Result<PathBuf> {
