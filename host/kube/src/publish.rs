@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{Stream, StreamExt as _};
+use futures::{FutureExt as _, Stream, StreamExt as _};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
@@ -79,7 +79,10 @@ impl Publisher {
                 changed = self.leadership.changed() => if changed.is_err() { return },
                 changed = self.wanted_rx.changed() => if changed.is_err() { return },
                 // Streams of watches do not end.
-                _ = moved.next() => tokio::time::sleep(QUIET).await,
+                _ = moved.next() => {
+                    tokio::time::sleep(QUIET).await;
+                    while moved.next().now_or_never().flatten().is_some() {}
+                }
             }
         }
     }
