@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::Empty;
 use hyper::Request;
-use hyper_util::rt::TokioIo;
 use trysail_facts::Settings;
 use trysail_kube::Client;
 use trysail_xds::Server;
 
 use crate::env::{Environment, duration_of};
+use crate::http;
 
 /// Name of the Service's port where metrics are.
 const MONITORING: &str = "http-monitoring";
@@ -65,7 +65,7 @@ impl Balance {
             let peers = match peers {
                 Ok(peers) => peers,
                 Err(error) => {
-                    tracing::debug!(%error, "nothing is balanced");
+                    tracing::debug!(%error, "the other replicas are not known; nothing is balanced");
                     continue;
                 }
             };
@@ -109,13 +109,9 @@ fn streams_in(metrics: &str) -> usize {
 }
 
 async fn page(address: SocketAddr) -> Option<String> {
-    let stream = tokio::net::TcpStream::connect(address).await.ok()?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
-    tokio::spawn(connection);
     let request = Request::get("/metrics").header("host", address.to_string()).body(Empty::<Bytes>::new()).ok()?;
-    let response = sender.send_request(request).await.ok()?;
-    let body = Limited::new(response.into_body(), LONGEST).collect().await.ok()?.to_bytes();
-    Some(String::from_utf8_lossy(&body).into_owned())
+    let response = http::exchange(address, request, LONGEST).await.ok()?;
+    Some(String::from_utf8_lossy(response.body()).into_owned())
 }
 
 #[cfg(test)]

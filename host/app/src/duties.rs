@@ -51,9 +51,8 @@ impl Duties {
     /// Takes part in the elections, and does what falls to us.
     pub fn start(subject: Subject<'_>) -> Duties {
         let Subject { client, environment, settings, bundle_rx, facts } = subject;
-        let (stop_tx, stop_rx) = watch::channel(false);
-        let mut duties = Duties { stop_tx, elections: Vec::new(), tasks: Vec::new() };
-        let leadership = duties.stand(NAMESPACES, client.clone(), environment, settings, stop_rx);
+        let mut duties = Duties { stop_tx: watch::Sender::new(false), elections: Vec::new(), tasks: Vec::new() };
+        let leadership = duties.stand(NAMESPACES, client.clone(), environment, settings);
         let published = Published::read(environment);
         let (wanted_tx, wanted_rx) = watch::channel(published.of(&bundle_rx.borrow()));
         let mut bundle_rx = bundle_rx;
@@ -76,14 +75,8 @@ impl Duties {
     }
 
     /// Stands for a lock.
-    fn stand(
-        &mut self,
-        lock: &str,
-        client: Client,
-        environment: &dyn Environment,
-        settings: &Settings,
-        mut stop_rx: watch::Receiver<bool>,
-    ) -> Leadership {
+    fn stand(&mut self, lock: &str, client: Client, environment: &dyn Environment, settings: &Settings) -> Leadership {
+        let mut stop_rx = self.stop_tx.subscribe();
         if !flag_of(environment, "ENABLE_LEADER_ELECTION", true) {
             let (sole_tx, leadership) = Leadership::sole();
             self.elections.push(tokio::spawn(async move {

@@ -8,6 +8,7 @@ pub mod duties;
 pub mod env;
 pub mod explain;
 pub mod health;
+mod http;
 pub mod logging;
 pub mod metrics;
 pub mod nowhere;

@@ -68,9 +68,13 @@ const DECIDED_BY_REVIEW: [&str; 4] = ["ClusterRole", "ClusterRoleBinding", "Role
 /// Kinds that are read from a cluster, as [`trysail_discovery::kinds`] names them. Beside the definitions of custom kinds they
 /// are all that is watched, and what the control plane's account has to be allowed to list and watch.
 pub fn cluster_kinds() -> BTreeSet<&'static str> {
-    let translated = pipeline::READ_KINDS.iter().chain(&sds::READ_KINDS).copied();
     // What is not translated has to be known all the same.
-    translated.filter(|kind| !DECIDED_BY_REVIEW.contains(kind)).chain(PROTECTIVE).collect()
+    read_kinds().filter(|kind| !DECIDED_BY_REVIEW.contains(kind)).chain(PROTECTIVE).collect()
+}
+
+/// The kinds that somebody reads: stages, and whoever hands out secrets.
+fn read_kinds() -> impl Iterator<Item = &'static str> {
+    pipeline::READ_KINDS.iter().chain(&sds::READ_KINDS).copied()
 }
 
 /// Starts to follow a source; returns it with its first state, however long that takes for a cluster.
@@ -84,11 +88,10 @@ pub async fn open(
     health: &Health,
     terminal: &Terminal,
 ) -> Result<(Source, Update)> {
-    let kinds = pipeline::READ_KINDS.iter().chain(&sds::READ_KINDS).copied();
     let mut objects = trysail_discovery::Config {
         system_namespace: settings.system_namespace.clone(),
         revision: settings.revision.clone(),
-        read_kinds: Some(kinds.map(str::to_owned).collect()),
+        read_kinds: Some(read_kinds().map(str::to_owned).collect()),
         ..trysail_discovery::Config::default()
     };
     let (updates_tx, mut updates_rx) = mpsc::unbounded_channel();

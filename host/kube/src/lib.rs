@@ -36,7 +36,7 @@ mod watched;
 pub use client::{ClientError, Connection, connect};
 pub use kept::{Kept, KeptError, KeptSecret};
 pub use kube::Client;
-pub use peers::{Peer, PeersError, peers};
+pub use peers::{Peer, peers};
 pub use publish::{Publication, Publisher, Selects};
 pub use reviews::{Reviews, Unanswered};
 pub use source::{ClusterSource, Config, Progress};

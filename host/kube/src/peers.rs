@@ -6,6 +6,8 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::ListParams;
 use kube::{Api, Client};
 
+use crate::reviews::Unanswered;
+
 /// A replica that is ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
@@ -15,16 +17,11 @@ pub struct Peer {
     pub address: SocketAddr,
 }
 
-/// The API server did not answer.
-#[derive(Debug, thiserror::Error)]
-#[error("the replicas of a Service are not known")]
-pub struct PeersError(#[from] Box<kube::Error>);
-
 /// The ready endpoints of a Service at its port of that name, each pod once.
 ///
 /// # Errors
 /// Without an answer.
-pub async fn peers(client: &Client, namespace: &str, service: &str, port: &str) -> Result<Vec<Peer>, PeersError> {
+pub async fn peers(client: &Client, namespace: &str, service: &str, port: &str) -> Result<Vec<Peer>, Unanswered> {
     let api: Api<EndpointSlice> = Api::namespaced(client.clone(), namespace);
     let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={service}"));
     let slices = api.list(&of_service).await.map_err(Box::new)?.items;

@@ -316,24 +316,19 @@ impl Asker for Recorder {
                 let answer = self.cx.proxy.answer(&*self.cx.epoch.snapshot, id, query);
                 (answer.fingerprint, answer.value.clone())
             }
-            Question::Derived(call) => {
+            Question::Derived(call) | Question::DerivedExists(call) | Question::DerivedItem(call, _) => {
                 let node = self.engine.eval(&mut self.cx, &self.engine.memos.get(*call)).map_err(Unanswered::Below)?;
-                let answer = if kind == "derived-items" {
-                    node.entries.for_each(&mut |item| self.seen.push(item.resource.clone()));
-                    node.entries.each()
-                } else {
-                    node.entries.concatenated()
+                let entries = &node.entries;
+                let answer = match &question {
+                    Question::DerivedExists(_) => (entries.n_items > 0).then(Bytes::new),
+                    Question::DerivedItem(_, key) => entries.by_name(key).map(|item| item.body.to_bytes()),
+                    _ if kind == "derived-items" => {
+                        entries.for_each(&mut |item| self.seen.push(item.resource.clone()));
+                        entries.each()
+                    }
+                    _ => entries.concatenated(),
                 };
-                (node.entries.fingerprint, answer)
-            }
-            Question::DerivedExists(call) => {
-                let node = self.engine.eval(&mut self.cx, &self.engine.memos.get(*call)).map_err(Unanswered::Below)?;
-                (question.fingerprint_in(&node.entries), (node.entries.n_items > 0).then(Bytes::new))
-            }
-            Question::DerivedItem(call, key) => {
-                let node = self.engine.eval(&mut self.cx, &self.engine.memos.get(*call)).map_err(Unanswered::Below)?;
-                let item = node.entries.by_name(key);
-                (question.fingerprint_in(&node.entries), item.map(|item| item.body.to_bytes()))
+                (question.fingerprint_in(entries), answer)
             }
             Question::Hooked(point) => {
                 let hooked = self.engine.hooked_fingerprint(point);

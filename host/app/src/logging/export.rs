@@ -5,19 +5,19 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
 use opentelemetry::KeyValue;
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
-use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::{Layer, Registry};
+
+use crate::http;
 
 /// How long a batch may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -107,21 +107,11 @@ impl HttpClient for Client {
 async fn send(request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
     let authority = request.uri().authority().ok_or("a request without a host")?.clone();
     let address = (authority.host().trim_matches(['[', ']']), authority.port_u16().unwrap_or(80));
-    let stream = TcpStream::connect(address).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "the connection to the collector broke");
-        }
-    });
     let (mut parts, body) = request.into_parts();
     parts.headers.insert("host", authority.as_str().parse()?);
     // In the form that servers, not proxies, take.
     parts.uri = parts.uri.path_and_query().map_or("/", |path| path.as_str()).parse()?;
-    let answer = sender.send_request(Request::from_parts(parts, Full::new(body))).await?;
-    let (parts, body) = answer.into_parts();
-    let body = Limited::new(body, MAX_ANSWER).collect().await?.to_bytes();
-    Ok(Response::from_parts(parts, body))
+    http::exchange(address, Request::from_parts(parts, Full::new(body)), MAX_ANSWER).await
 }
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect, helpers included")]
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -11,16 +10,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
-use trysail::omission::PROTECTIVE;
-use trysail::pipeline::READ_KINDS;
-use trysail_kube::election::{Config, Election, Form, Leadership, Timing};
 use trysail_tests::ads::{self, CLUSTER, ENDPOINT, Proxy, differences};
 use trysail_tests::cluster::{self, ApiServer, Cluster};
 use trysail_tests::replica::Replica;
 use trysail_tests::{agent, aloud, control_plane, eventually, quiet};
 
-#[path = "support/definitions.rs"]
+mod balance;
+#[path = "../support/definitions.rs"]
 mod definitions;
+mod election;
+mod omission;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const QUIET: Duration = Duration::from_millis(700);
@@ -150,68 +149,6 @@ async fn a_proxy_that_moves_is_sent_nothing_it_has() {
     proxies[0].connect(addresses[1]).await.unwrap();
     let received = proxies[0].settle(QUIET).await.unwrap();
     assert!(received.changed.iter().all(|(kind, name)| kind == ads::ROUTE && name == "80"), "{received:?}");
-}
-
-/// An address of this machine that other machines could reach; the API server takes no loopback address for an endpoint.
-fn own_address() -> Option<std::net::IpAddr> {
-    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
-    // Nothing is sent: it only finds the way there.
-    socket.connect("192.0.2.1:9").ok()?;
-    Some(socket.local_addr().ok()?.ip()).filter(|ip| !ip.is_loopback() && !ip.is_unspecified())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_replica_with_far_more_than_its_share_lets_streams_go() {
-    let Some(ip) = own_address() else {
-        return aloud("skipped: this machine has no address but loopback");
-    };
-    let client = server().await.client().await.unwrap();
-    world(&client, "balance", "").await;
-    client.apply(&app("balance-app", "app", [7, 0])).await.unwrap();
-    let start = async |pod: &str| {
-        let environment = [("POD_NAME", pod), ("TRYSAIL_BALANCE_INTERVAL", "300ms")];
-        let mut started = replica("balance", &["--monitoringAddr", "0.0.0.0:0"], &environment).await;
-        started.ready().await.unwrap();
-        started
-    };
-    let mut old = start("old").await;
-    let address = old.xds().unwrap();
-    let mut proxies: Vec<Proxy> = (0..40).map(|n| sidecar("balance-app", &format!("app-{n}"), [7, n])).collect();
-    for proxy in &mut proxies {
-        proxy.connect(address).await.unwrap();
-    }
-    // Alone it keeps them all; a new replica has none, and gets some room.
-    let new = start("new").await;
-    let slice = |pod: &str, port: u16| {
-        json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-            "metadata": {"namespace": "balance", "name": format!("istiod-{pod}"), "labels": {"kubernetes.io/service-name": "istiod"}},
-            "ports": [{"name": "http-monitoring", "port": port, "protocol": "TCP"}],
-            "endpoints": [{"addresses": [ip.to_string()], "conditions": {"ready": true},
-                "targetRef": {"kind": "Pod", "namespace": "balance", "name": pod}}]})
-    };
-    client.apply(&[slice("old", old.monitoring.port()), slice("new", new.monitoring.port())]).await.unwrap();
-    old.line("far more streams than other replicas have").unwrap();
-    let connected = async |replica: &Replica| -> anyhow::Result<usize> {
-        let (_, text) = Replica::page(replica.monitoring, "/metrics").await?;
-        let lines = text.lines().filter(|line| line.starts_with("pilot_xds{"));
-        Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<usize>().ok()).sum())
-    };
-    let has_room = || async {
-        let left = connected(&old).await?;
-        anyhow::ensure!(left < 40, "it still has {left}");
-        Ok(left)
-    };
-    eventually("some are let go", PATIENCE, has_room).await.unwrap();
-    // It stops where a reconnect is not worth it: nobody here comes back, so the share shrinks as well.
-    let comes_to_rest = || async {
-        let before = connected(&old).await?;
-        tokio::time::sleep(Duration::from_millis(900)).await;
-        let after = connected(&old).await?;
-        anyhow::ensure!(before == after, "{before}, then {after}");
-        Ok(after)
-    };
-    let rest = eventually("it comes to rest", PATIENCE, comes_to_rest).await.unwrap();
-    assert!((10..40).contains(&rest), "{rest}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -395,201 +332,6 @@ async fn a_change_reaches_only_those_who_see_it() {
     assert!(n_pushes >= 4, "the neighbours of the change heard of it {n_pushes} times");
     let heard = app_proxy.settle(QUIET).await.unwrap();
     assert_eq!(heard.n_responses, 0, "{heard:?}");
-}
-
-/// An object of a kind that protects something and that nothing translates yet; none when all are translated.
-fn untranslated(namespace: &str, selector: Value) -> Option<Value> {
-    let kind = PROTECTIVE.into_iter().find(|kind| !READ_KINDS.contains(kind) && *kind != "BackendTLSPolicy")?;
-    let known = trysail_discovery::kinds::named(kind)?;
-    let (field, selector) = match kind {
-        "EnvoyFilter" => ("workloadSelector", json!({"labels": selector})),
-        _ => ("selector", json!({"matchLabels": selector})),
-    };
-    let mut spec = match kind {
-        "EnvoyFilter" => {
-            json!({"configPatches": [{"applyTo": "CLUSTER", "match": {"context": "ANY"}, "patch": {"operation": "MERGE", "value": {}}}]})
-        }
-        "WasmPlugin" => json!({"url": "oci://example.org/plugin"}),
-        "TrafficExtension" => json!({"wasm": {"url": "oci://example.org/plugin"}}),
-        _ => json!({}),
-    };
-    spec[field] = selector;
-    Some(
-        json!({"apiVersion": format!("{}/{}", known.group, known.versions[0]), "kind": kind, "metadata": {"namespace": namespace, "name": "guard"}, "spec": spec}),
-    )
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_protects_a_proxy_and_is_not_translated_holds_it_back() {
-    let Some(guard) = untranslated("held-app", json!({"app": "guarded"})) else {
-        println!("every protective kind is translated: nothing to hold back for");
-        return;
-    };
-    let kind = guard["kind"].as_str().unwrap().to_owned();
-    let client = server().await.client().await.unwrap();
-    world(&client, "held", "").await;
-    client.apply(&app("held-app", "guarded", [6, 1])).await.unwrap();
-    client.apply(&app("held-app", "free", [6, 2])).await.unwrap();
-    let mut replica = replica("held", &[], &[]).await;
-    replica.ready().await.unwrap();
-    let address = replica.xds().unwrap();
-    let (mut guarded, mut free) = (sidecar("held-app", "guarded", [6, 1]), sidecar("held-app", "free", [6, 2]));
-    for proxy in [&mut guarded, &mut free] {
-        proxy.connect(address).await.unwrap();
-        proxy.settle(QUIET).await.unwrap();
-    }
-    let before = guarded.config.clone();
-    client.apply(std::slice::from_ref(&guard)).await.unwrap();
-    replica.line("untranslated: ").unwrap();
-    client.apply(&app("held-app", "new", [6, 3])).await.unwrap();
-    free.until("others go on", PATIENCE, |config| config[CLUSTER].contains_key(&cluster_of("new", "held-app")))
-        .await
-        .unwrap();
-    assert_eq!(guarded.settle(QUIET).await.unwrap().n_responses, 0);
-    assert_eq!(differences(&before, &guarded.config), [""; 0]);
-    // A newcomer that it selects gets nothing at all, not even an empty answer.
-    let mut newcomer = sidecar("held-app", "guarded", [6, 1]);
-    newcomer.connect(address).await.unwrap();
-    assert_eq!(newcomer.settle(QUIET).await.unwrap().n_responses, 0);
-    let (status, ready) = Replica::page(replica.http, "/ready").await.unwrap();
-    assert!(status == 200 && ready.contains(&format!("{kind} held-app/guard")), "{ready}");
-    let (_, page) = Replica::page(replica.http, "/debug/status").await.unwrap();
-    assert!(page.contains("guarded-1.held-app") && page.contains(&format!("{kind} held-app/guard")), "{page}");
-    let (_, metrics) = Replica::page(replica.monitoring, "/metrics").await.unwrap();
-    assert!(metrics.contains(&format!("trysail_untranslated_objects{{kind=\"{kind}\"}} 1")), "{metrics}");
-    assert!(metrics.contains("trysail_held_back_proxies 1"), "two streams of one proxy: {metrics}");
-    // Once it is gone they get what they missed.
-    client.delete([guard["apiVersion"].as_str().unwrap(), &kind, "held-app", "guard"]).await.unwrap();
-    for proxy in [&mut guarded, &mut newcomer] {
-        proxy
-            .until("what it missed", PATIENCE, |config| {
-                config.get(CLUSTER).is_some_and(|all| all.contains_key(&cluster_of("new", "held-app")))
-            })
-            .await
-            .unwrap();
-    }
-    // Who takes the responsibility is served as if it were not there.
-    client.apply(&[guard]).await.unwrap();
-    let mut accepting = self::replica("held", &["--accept-untranslated", &kind], &[]).await;
-    accepting.ready().await.unwrap();
-    let mut proxy = sidecar("held-app", "guarded", [6, 1]);
-    proxy.connect(accepting.xds().unwrap()).await.unwrap();
-    assert!(!proxy.settle(QUIET).await.unwrap().is_empty());
-}
-
-struct Candidate {
-    leadership: Leadership,
-    stop: tokio::sync::oneshot::Sender<()>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Candidate {
-    async fn start(name: &str, form: Form, identity: &str, revision: &str, is_default: bool) -> Candidate {
-        let connection =
-            trysail_kube::Connection { kubeconfig: Some(server().await.kubeconfig()), ..Default::default() };
-        let client = trysail_kube::connect(&connection).await.unwrap();
-        let timing = Timing {
-            lease: Duration::from_secs(6),
-            renew_within: Duration::from_secs(3),
-            retry: Duration::from_millis(200),
-        };
-        let config = Config {
-            name: name.into(),
-            namespace: "default".into(),
-            form,
-            identity: identity.into(),
-            revision: revision.into(),
-            is_default,
-            timing,
-        };
-        let (election, leadership) = Election::new(client, config);
-        let (stop, stopped) = tokio::sync::oneshot::channel();
-        let task = tokio::spawn(election.run(async move { drop(stopped.await) }));
-        Candidate { leadership, stop, task }
-    }
-
-    async fn leads(&self) -> Duration {
-        let began = Instant::now();
-        while !self.leadership.holds() {
-            assert!(began.elapsed() < PATIENCE, "it never leads");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        began.elapsed()
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn at_most_one_leads_and_another_takes_over() {
-    for (name, form) in [("lock-map", Form::ConfigMap), ("lock-lease", Form::Lease)] {
-        let mut candidates = BTreeMap::new();
-        for identity in ["a", "b", "c"] {
-            candidates.insert(identity, Candidate::start(name, form, identity, "default", true).await);
-        }
-        let leaders = |candidates: &BTreeMap<&'static str, Candidate>| -> Vec<&'static str> {
-            candidates.iter().filter(|(_, candidate)| candidate.leadership.holds()).map(|(name, _)| *name).collect()
-        };
-        let watch = |candidates: &BTreeMap<&'static str, Candidate>| {
-            let now = leaders(candidates);
-            assert!(now.len() <= 1, "{now:?}");
-            now.first().copied()
-        };
-        let began = Instant::now();
-        let first = loop {
-            if let Some(leader) = watch(&candidates) {
-                break leader;
-            }
-            assert!(began.elapsed() < PATIENCE);
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        };
-        for _ in 0..100 {
-            watch(&candidates);
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        let first = leaders(&candidates).first().copied().unwrap_or(first);
-        // Killed: the lock runs out, and somebody else has it within the lease and a look.
-        candidates.remove(first).unwrap().task.abort();
-        let killed = Instant::now();
-        let second = loop {
-            if let Some(leader) = watch(&candidates) {
-                break leader;
-            }
-            assert!(killed.elapsed() < PATIENCE);
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        };
-        // Stopped: it is given back, and nobody waits for the lease.
-        let stopping = candidates.remove(second).unwrap();
-        stopping.stop.send(()).unwrap();
-        stopping.task.await.unwrap();
-        let (_, left) = candidates.pop_first().unwrap();
-        left.leads().await;
-        // What people and istiod see.
-        let client = server().await.client().await.unwrap();
-        if form == Form::ConfigMap {
-            let map = client.get(["v1", "ConfigMap", "default", name]).await.unwrap().unwrap();
-            let record = map["metadata"]["annotations"]["control-plane.alpha.kubernetes.io/leader"].as_str().unwrap();
-            let record: Value = serde_json::from_str(record).unwrap();
-            assert_eq!((&record["holderKey"], &record["leaseDurationSeconds"]), (&json!("default"), &json!(6)));
-            assert!(record["leaderTransitions"].as_u64() >= Some(2), "{record}");
-        } else {
-            let lease = client.get(["coordination.k8s.io/v1", "Lease", "default", name]).await.unwrap().unwrap();
-            assert_eq!(lease["metadata"]["annotations"]["leader.istio.io/holder-key"], "default");
-            assert_eq!(lease["spec"]["leaseDurationSeconds"], 6);
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_default_revision_takes_the_lock() {
-    let canary = Candidate::start("lock-revisions", Form::ConfigMap, "canary-1", "canary", false).await;
-    canary.leads().await;
-    let default = Candidate::start("lock-revisions", Form::ConfigMap, "default-1", "default", true).await;
-    default.leads().await;
-    for _ in 0..200 {
-        assert!(!(default.leadership.holds() && canary.leadership.holds()), "both");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    default.leads().await;
-    assert!(!canary.leadership.holds());
 }
 
 #[tokio::test(flavor = "multi_thread")]
