@@ -122,6 +122,12 @@ pub trait Secrets: Send + Sync {
     fn redacted(&self, identity: &Identity, proxy: &Proxy, name: &ResourceName) -> Option<Bytes>;
 }
 
+/// The roots that proxies are told to trust.
+pub trait TrustBundle: Send + Sync {
+    /// As Istio's agent reads them: an encoded `istio.mesh.v1alpha1.ProxyConfig`.
+    fn encoded(&self) -> Bytes;
+}
+
 /// What an API server says of a token: `status` of a TokenReview.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Review {

@@ -78,9 +78,11 @@ pub mod type_urls {
     pub const EXTENSION: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
     /// The agent's DNS name table (NDS).
     pub const NAME_TABLE: &str = "type.googleapis.com/istio.networking.nds.v1.NameTable";
+    /// The roots that the agent is to trust (PCDS), as a ProxyConfig with nothing else in it.
+    pub const TRUST_BUNDLE: &str = "type.googleapis.com/istio.mesh.v1alpha1.ProxyConfig";
 
     /// All of them in push order.
-    pub const PUSH_ORDER: [&str; 7] = [CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, EXTENSION, NAME_TABLE];
+    pub const PUSH_ORDER: [&str; 8] = [CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, EXTENSION, NAME_TABLE, TRUST_BUNDLE];
 
     /// The short name that logs, metrics and `render` use: `cds` for clusters.
     pub fn short(type_url: &str) -> Option<&'static str> {
@@ -92,6 +94,7 @@ pub mod type_urls {
             SECRET => "sds",
             EXTENSION => "ecds",
             NAME_TABLE => "nds",
+            TRUST_BUNDLE => "pcds",
             _ => return None,
         })
     }

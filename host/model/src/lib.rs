@@ -18,7 +18,7 @@ pub mod rope;
 pub mod view;
 
 pub use fingerprint::Fingerprint;
-pub use identity::{Caller, Identity, Secrets};
+pub use identity::{Caller, Identity, Secrets, TrustBundle};
 pub use ids::{ResourceName, StageName, TypeUrl};
 pub use object::{Object, ObjectRef, Rejection};
 pub use proxy::Proxy;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use trysail_model::{Proxy, Secrets};
+use trysail_model::{Proxy, Secrets, TrustBundle};
 
 use crate::{Debug, Metrics};
 
@@ -34,6 +34,8 @@ pub struct Config {
     pub max_cached_differences: usize,
     /// The secrets of gateways; without them no stream is served any.
     pub secrets: Option<Arc<dyn Secrets>>,
+    /// The roots that proxies are told to trust; without them that type is not served.
+    pub trust_bundle: Option<Arc<dyn TrustBundle>>,
     /// Let a proxy leave out which service account it runs as, as istiod does: then any account of a namespace gets the
     /// configuration of any other.
     pub accepts_unnamed_accounts: bool,
@@ -60,6 +62,7 @@ impl Default for Config {
             max_streams_per_second: 0.0,
             max_cached_differences: 100_000,
             secrets: None,
+            trust_bundle: None,
             accepts_unnamed_accounts: false,
             debug: None,
             metrics: Metrics::unregistered(),
@@ -85,7 +88,7 @@ pub struct PushInfo {
     pub since: Instant,
     /// Send everything that is watched, also what did not change (an operator asked for it).
     pub forced: bool,
-    /// Secrets changed, which are not part of a snapshot.
+    /// Secrets or the roots to trust changed, which are not part of a snapshot.
     pub secrets: bool,
 }
 

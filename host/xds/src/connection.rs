@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::{Code, Status, Streaming};
 use trysail_model::{Caller, Identity, Proxy, ResourceName};
 
+use crate::apart::{Apart, CallerSecrets};
 use crate::codec::{Frame, Incoming, Outgoing};
 use crate::config::PushReport;
 use crate::debug::{self, Answer, Desk, Question};
@@ -17,7 +18,6 @@ use crate::kind::Kind;
 use crate::nack;
 use crate::pool::{Lane, Panicked};
 use crate::request::{Protocol, Request, first_message};
-use crate::secrets::CallerSecrets;
 use crate::server::{Admitted, Push, Server};
 use crate::stream::{Event, Rejected, Stream};
 use crate::watch::Watch;
@@ -107,12 +107,13 @@ async fn open(
         proxy.identity = identity.as_ref().map(|identity| identity.to_string().into());
         let secrets = identity.clone().zip(server.secrets().cloned());
         let secrets = secrets.map(|(identity, source)| CallerSecrets { source, identity });
+        let apart = Apart { secrets, trust_bundle: server.trust_bundle().cloned() };
         let admitted = server.admit(protocol, origin.address, proxy);
         tracing::info!(proxy = &*admitted.entry.connection, ?protocol, "connected");
         let mut connection = Connection {
             server: server.clone(),
             protocol,
-            stream: Stream::new(protocol, admitted.entry.proxy(), secrets),
+            stream: Stream::new(protocol, admitted.entry.proxy(), apart),
             asks_only: identity.is_some() && is_unnamed && !accepts_unnamed,
             identity,
             desk: Desk::default(),

@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use trysail_model::{Fingerprint, Proxy, Resource, ResourceName, Translator, View, Views, Watched};
 
+use crate::apart::Apart;
 use crate::diff::DeltaCache;
 use crate::kind::Kind;
 use crate::request::Protocol;
-use crate::secrets::{self, CallerSecrets};
 use crate::watch::{Due, Known};
 
 /// What to translate, and what the client has of it.
@@ -23,8 +23,8 @@ pub(crate) struct Job {
     pub(crate) is_full: bool,
     /// Every type that is watched, in push order.
     pub(crate) types: Vec<TypeJob>,
-    /// The secrets that the caller may have; unset for an anonymous one.
-    pub(crate) secrets: Option<CallerSecrets>,
+    /// What no translation makes.
+    pub(crate) apart: Apart,
 }
 
 /// One type of a [`Job`].
@@ -85,7 +85,7 @@ impl Job {
             let is_full = self.is_full || self.served != Some(before);
             let types: Vec<&TypeJob> = self.types.iter().filter(|t| is_full || self.is_wanted(t)).collect();
             // Secrets are no translation's output: no stage sees them.
-            let translated: Vec<&&TypeJob> = types.iter().filter(|t| t.kind != Kind::SECRET).collect();
+            let translated: Vec<&&TypeJob> = types.iter().filter(|t| !t.kind.is_apart()).collect();
             let wanted: Vec<_> = translated.iter().map(|t| (t.kind.url().clone(), t.watched.clone())).collect();
             let held: Vec<_> = translated.iter().map(|t| t.sent.clone()).collect();
             let Views { revision, proxy, views, is_withheld } = translator.views(&self.proxy, &wanted, &held);
@@ -93,9 +93,9 @@ impl Job {
                 return self.withhold(&types, &proxy, revision.min(before), started, deltas);
             }
             let mut views = views.into_iter();
-            let own = |t: &&TypeJob| match t.kind {
-                Kind::SECRET => Some(secrets::view(self.secrets.as_ref(), &proxy, &t.watched)),
-                _ => views.next(),
+            let own = |t: &&TypeJob| match t.kind.is_apart() {
+                true => Some(self.apart.view(t.kind, &proxy, &t.watched)),
+                false => views.next(),
             };
             let views: Vec<Arc<View>> = types.iter().filter_map(own).collect();
             // Types that were left out are of the snapshot before; so is what the client has, then.
@@ -108,7 +108,7 @@ impl Job {
         }
     }
 
-    /// Nothing translated goes out. Secrets do: a certificate that runs out protects nobody.
+    /// Nothing translated goes out. Secrets and roots do: a certificate that runs out protects nobody.
     fn withhold(
         &self,
         types: &[&TypeJob],
@@ -117,10 +117,10 @@ impl Job {
         started: Instant,
         deltas: &DeltaCache,
     ) -> Done {
-        let (secret, other): (Vec<&TypeJob>, Vec<&TypeJob>) = types.iter().partition(|t| t.kind == Kind::SECRET);
-        let view = |t: &&TypeJob| secrets::view(self.secrets.as_ref(), proxy, &t.watched);
-        let views: Vec<Arc<View>> = secret.iter().map(view).collect();
-        let replies = self.replies(&secret, &views, deltas);
+        let (apart, other): (Vec<&TypeJob>, Vec<&TypeJob>) = types.iter().partition(|t| t.kind.is_apart());
+        let view = |t: &&TypeJob| self.apart.view(t.kind, proxy, &t.watched);
+        let views: Vec<Arc<View>> = apart.iter().map(view).collect();
+        let replies = self.replies(&apart, &views, deltas);
         let withheld = other.iter().map(|t| t.kind).collect();
         Done { revision, proxy: proxy.clone(), replies, withheld, started }
     }

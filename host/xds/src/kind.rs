@@ -18,6 +18,7 @@ impl Kind {
     pub(crate) const CLUSTER: Kind = Kind::at(type_urls::CLUSTER);
     pub(crate) const ENDPOINT: Kind = Kind::at(type_urls::ENDPOINT);
     pub(crate) const SECRET: Kind = Kind::at(type_urls::SECRET);
+    pub(crate) const TRUST_BUNDLE: Kind = Kind::at(type_urls::TRUST_BUNDLE);
 
     /// The type of a URL; `None` for one that is not served.
     pub(crate) fn of(type_url: &str) -> Option<Kind> {
@@ -40,6 +41,11 @@ impl Kind {
     /// The name in metrics and logs, `cds`.
     pub(crate) fn short(self) -> &'static str {
         type_urls::short(type_urls::PUSH_ORDER[self.0]).unwrap_or("unknown")
+    }
+
+    /// True for types that no translation makes.
+    pub(crate) fn is_apart(self) -> bool {
+        self == Kind::SECRET || self == Kind::TRUST_BUNDLE
     }
 
     /// True for types of which a proxy asks by name only: no names means none, and a state-of-the-world response

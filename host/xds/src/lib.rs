@@ -24,6 +24,7 @@
 //! Where the rules differ from istiod's, the place says so with the word "istiod" and why.
 
 mod admission;
+mod apart;
 mod body;
 mod codec;
 pub mod config;
@@ -39,7 +40,6 @@ mod names;
 mod pool;
 mod reflection;
 pub mod request;
-mod secrets;
 mod server;
 mod service;
 pub mod status;

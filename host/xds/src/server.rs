@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::Status;
 use tonic::transport::server::TcpIncoming;
-use trysail_model::{Proxy, Secrets, Translator};
+use trysail_model::{Proxy, Secrets, Translator, TrustBundle};
 
 use crate::admission::Admission;
 use crate::config::{Config, Observer, PushInfo};
@@ -45,6 +45,7 @@ struct Shared {
     metrics: Metrics,
     on_push: Option<Arc<Observer>>,
     secrets: Option<Arc<dyn Secrets>>,
+    trust_bundle: Option<Arc<dyn TrustBundle>>,
     accepts_unnamed_accounts: bool,
     debug: Option<Arc<dyn Debug>>,
     transport: Transport,
@@ -97,6 +98,7 @@ impl Server {
             max_streams_per_second,
             max_cached_differences,
             secrets,
+            trust_bundle,
             accepts_unnamed_accounts,
             debug,
             metrics,
@@ -118,6 +120,7 @@ impl Server {
             metrics,
             on_push,
             secrets,
+            trust_bundle,
             accepts_unnamed_accounts,
             debug,
             transport: Transport {
@@ -316,6 +319,10 @@ impl Server {
 
     pub(crate) fn on_push(&self) -> Option<&Arc<Observer>> {
         self.shared.on_push.as_ref()
+    }
+
+    pub(crate) fn trust_bundle(&self) -> Option<&Arc<dyn TrustBundle>> {
+        self.shared.trust_bundle.as_ref()
     }
 
     pub(crate) fn secrets(&self) -> Option<&Arc<dyn Secrets>> {

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use trysail_model::{Proxy, View};
 
+use crate::apart::{Apart, CallerSecrets};
 use crate::job::{Done, Job, Reply, TypeJob};
 use crate::kind::{Kind, N_KINDS};
 use crate::nack;
 use crate::names::Interner;
 use crate::request::{Protocol, Request};
-use crate::secrets::CallerSecrets;
 use crate::watch::{self, Verdict, Watch};
 
 /// The state of a stream.
@@ -33,8 +33,8 @@ pub(crate) struct Stream {
     /// The last translation failed and nothing came since: trying again at once would fail again.
     is_stalled: bool,
     outbox: VecDeque<Reply>,
-    /// The secrets that this stream's caller may have; unset for an anonymous one.
-    secrets: Option<CallerSecrets>,
+    /// What no translation makes, as far as this stream may have it.
+    apart: Apart,
     /// Type URLs that are not served, each to be logged once.
     ignored: BTreeSet<String>,
 }
@@ -70,7 +70,7 @@ pub(crate) struct Rejected {
 
 impl Stream {
     /// A stream on which nothing was asked yet.
-    pub(crate) fn new(protocol: Protocol, proxy: Arc<Proxy>, secrets: Option<CallerSecrets>) -> Self {
+    pub(crate) fn new(protocol: Protocol, proxy: Arc<Proxy>, apart: Apart) -> Self {
         Stream {
             protocol,
             proxy,
@@ -80,7 +80,7 @@ impl Stream {
             running: None,
             is_stalled: false,
             outbox: VecDeque::new(),
-            secrets,
+            apart,
             ignored: BTreeSet::new(),
         }
     }
@@ -103,8 +103,7 @@ impl Stream {
     /// Applies a request.
     pub(crate) fn on_request(&mut self, request: &Request, interner: &Interner) -> Event {
         // Secrets need an identity; the plaintext stream has none, and istiod does not answer there either.
-        let is_served = |kind: &Kind| *kind != Kind::SECRET || self.secrets.is_some();
-        let Some(kind) = Kind::of(&request.type_url).filter(is_served) else {
+        let Some(kind) = Kind::of(&request.type_url).filter(|kind| self.apart.serves(*kind)) else {
             return self.on_unserved(request);
         };
         self.is_stalled = false;
@@ -150,15 +149,17 @@ impl Stream {
 
     /// Secrets changed. Only those streams look that ever asked for one.
     pub(crate) fn on_secrets(&mut self) {
-        if let Some(watch) = &mut self.watches[Kind::SECRET.index()] {
-            watch.due.difference = true;
-            self.is_stalled = false;
+        for kind in Kind::all().filter(|kind| kind.is_apart()) {
+            if let Some(watch) = &mut self.watches[kind.index()] {
+                watch.due.difference = true;
+                self.is_stalled = false;
+            }
         }
     }
 
     /// The secrets of this stream's caller.
     pub(crate) fn secrets(&self) -> Option<&CallerSecrets> {
-        self.secrets.as_ref()
+        self.apart.secrets.as_ref()
     }
 
     /// True when there is something to translate and nothing unsent in the way.
@@ -199,7 +200,7 @@ impl Stream {
             served: self.served,
             is_full: std::mem::take(&mut self.has_push),
             types,
-            secrets: self.secrets.clone(),
+            apart: self.apart.clone(),
         });
         self.running = Some(job.clone());
         job

@@ -22,7 +22,7 @@ fn names(watched: &[&str]) -> Watched {
 
 fn job(protocol: Protocol, types: Vec<TypeJob>) -> Job {
     let proxy = Proxy::from_node("sidecar~10.0.0.1~a.b~b.svc", Default::default(), Default::default()).unwrap();
-    Job { protocol, proxy: Arc::new(proxy), served: Some(1), is_full: true, types, secrets: None }
+    Job { protocol, proxy: Arc::new(proxy), served: Some(1), is_full: true, types, apart: Apart::default() }
 }
 
 fn sent(reply: &Reply) -> Vec<&str> {

@@ -6,7 +6,7 @@ use super::*;
 
 fn stream(protocol: Protocol) -> Stream {
     let proxy = Proxy::from_node("sidecar~10.0.0.1~a.b~b.svc", Default::default(), Default::default()).unwrap();
-    Stream::new(protocol, Arc::new(proxy), None)
+    Stream::new(protocol, Arc::new(proxy), Apart::default())
 }
 
 fn request(protocol: Protocol, kind: Kind, names: &[&str], nonce: &str) -> Request {

@@ -1,10 +1,53 @@
-//! Secrets of one stream's caller: views of names and versions, and the bytes at the very end.
+//! What is served apart from translations: secrets of the stream's caller, of which no stage and no view ever has the bytes,
+//! and the roots that everybody is to trust.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use trysail_model::{Fingerprint, Identity, Proxy, Resource, Rope, Secrets, View, Watched};
+use trysail_model::{Fingerprint, Identity, Proxy, Resource, ResourceName, Rope, Secrets, TrustBundle, View, Watched};
+
+use crate::kind::Kind;
+
+/// What one stream may be served.
+#[derive(Clone, Default)]
+pub(crate) struct Apart {
+    /// The secrets of the caller; unset for an anonymous one.
+    pub(crate) secrets: Option<CallerSecrets>,
+    /// Unset where proxies are told no roots.
+    pub(crate) trust_bundle: Option<Arc<dyn TrustBundle>>,
+}
+
+impl fmt::Debug for Apart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Apart").field("secrets", &self.secrets).finish_non_exhaustive()
+    }
+}
+
+impl Apart {
+    /// Is a type served to this stream? Translated ones are.
+    pub(crate) fn serves(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::SECRET => self.secrets.is_some(),
+            Kind::TRUST_BUNDLE => self.trust_bundle.is_some(),
+            _ => true,
+        }
+    }
+
+    /// What there is of a type that no translation makes.
+    pub(crate) fn view(&self, kind: Kind, proxy: &Proxy, watched: &Watched) -> Arc<View> {
+        match (kind, &self.trust_bundle) {
+            (Kind::TRUST_BUNDLE, Some(bundle)) => {
+                let body = Rope::from_bytes(bundle.encoded());
+                // istiod gives it no name.
+                let resource = Resource { name: ResourceName::from(""), version: body.fingerprint(), body };
+                let fingerprint = resource.version;
+                view_of(vec![Arc::new(resource)], fingerprint)
+            }
+            _ => view(self.secrets.as_ref(), proxy, watched),
+        }
+    }
+}
 
 /// Secrets, and for whom.
 #[derive(Clone)]
@@ -25,7 +68,7 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(u64::MAX);
 /// What a caller may have of the secrets that are watched.
 ///
 /// **Invariant:** its resources have no bodies. Views are kept, compared and shared; bytes of secrets are none of that.
-pub(crate) fn view(secrets: Option<&CallerSecrets>, proxy: &Proxy, watched: &Watched) -> Arc<View> {
+fn view(secrets: Option<&CallerSecrets>, proxy: &Proxy, watched: &Watched) -> Arc<View> {
     let visible = match (secrets, watched) {
         (Some(own), Watched::Names(names)) => own.source.visible(&own.identity, proxy, names),
         _ => Vec::new(),
@@ -35,6 +78,10 @@ pub(crate) fn view(secrets: Option<&CallerSecrets>, proxy: &Proxy, watched: &Wat
     let fingerprint = Fingerprint::of_parts(fingerprint);
     let resource = |(name, version)| Arc::new(Resource { name, version, body: Rope::from_bytes(Vec::new()) });
     let resources = visible.into_iter().map(resource).collect();
+    view_of(resources, fingerprint)
+}
+
+fn view_of(resources: Vec<Arc<Resource>>, fingerprint: Fingerprint) -> Arc<View> {
     Arc::new(View { id: NEXT_ID.fetch_sub(1, Ordering::Relaxed), resources, fingerprint })
 }
 
