@@ -28,6 +28,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 use trysail_proto::istio::v1::auth::IstioCertificateRequest;
 use trysail_proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
+use trysail_proto::prost_types::value::Kind;
+use trysail_proto::prost_types::{Struct, Value as WireValue};
 
 /// Name that the control plane's certificate must have.
 pub const SERVER_NAME: &str = "istiod.istio-system.svc";
@@ -183,15 +185,37 @@ pub async fn create(channel: &Channel, request: Request<IstioCertificateRequest>
     Ok(answer.into_inner().cert_chain)
 }
 
-/// A request for a key of P-256, and the key.
+/// A request for a key of P-256, and the key. The request names nobody.
 ///
 /// # Errors
 /// When there is no randomness.
 pub fn signing_request() -> Result<(String, String)> {
+    signing_request_of(&[])
+}
+
+/// A request for a key of P-256 with these URIs, as agents make it, and the key.
+///
+/// # Errors
+/// When there is no randomness, or a URI is none.
+pub fn signing_request_of(uris: &[&str]) -> Result<(String, String)> {
     let key = rcgen::KeyPair::generate().context("cannot make a key")?;
-    let params = rcgen::CertificateParams::default();
+    let mut params = rcgen::CertificateParams::default();
+    if !uris.is_empty() {
+        params.distinguished_name = rcgen::DistinguishedName::new();
+    }
+    for uri in uris {
+        params.subject_alt_names.push(rcgen::SanType::URI((*uri).try_into().context("no URI")?));
+    }
     let csr = params.serialize_request(&key).context("cannot sign a request")?;
     Ok((csr.pem().context("cannot write a request")?, key.serialize_pem()))
+}
+
+/// The message with texts in its metadata (`CertSigner`, `ImpersonatedIdentity`).
+pub fn asking(csr: &str, seconds: i64, metadata: &[(&str, &str)]) -> IstioCertificateRequest {
+    let text = |text: &str| WireValue { kind: Some(Kind::StringValue(text.to_owned())) };
+    let fields = metadata.iter().map(|(name, value)| ((*name).to_owned(), text(value))).collect();
+    let metadata = (!metadata.is_empty()).then_some(Struct { fields });
+    IstioCertificateRequest { csr: csr.to_owned(), validity_duration: seconds, metadata }
 }
 
 /// Gets a certificate for a token, as an agent does.

@@ -13,8 +13,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use trysail::duties::{LOCKS, PUBLISHED};
 use trysail::source::cluster_kinds;
-use trysail_ca::roots::SECRET_NAME;
+use trysail_ca::roots::{PLUGGED_NAME, SECRET_NAME};
 use trysail_discovery::kinds;
+use trysail_kube::trust_bundle;
 use trysail_tests::ads::{CLUSTER, Proxy, differences};
 use trysail_tests::agent::{self, Certified};
 use trysail_tests::cluster::{self, ApiServer, Cluster, Helm};
@@ -311,6 +312,29 @@ fn rights_are_those_that_the_code_needs() {
     }
     let named = rendered(helm, json!({"revision": "canary", "global": {"trustBundleName": "roots"}}));
     assert!(rights(of_kind(&named, "ClusterRole")).contains("/configmaps/roots patch"));
+
+    // What else is asked for by variables (host/kube/src/signing.rs, trust_bundle.rs; host/app/src/ca_secret.rs).
+    let env = json!({"EXTERNAL_CA": "ISTIOD_RA_KUBERNETES_API", "K8S_SIGNER": "a.example/b", "CERT_SIGNER_DOMAIN": "c.example",
+        "ENABLE_CLUSTER_TRUST_BUNDLE_API": "true", "USE_CACERTS_FOR_SELF_SIGNED_CA": true});
+    let more = rendered(helm, json!({"revision": "canary", "env": env}));
+    let group = "certificates.k8s.io";
+    let bundles = [
+        format!("clustertrustbundles/{} get", trust_bundle::NAME),
+        format!("clustertrustbundles/{} update", trust_bundle::NAME),
+    ];
+    let needed = ["create", "list", "watch"].map(|verb| format!("clustertrustbundles {verb}"));
+    let requests = ["create", "delete", "list", "watch"].map(|verb| format!("certificatesigningrequests {verb}"));
+    let signers = [
+        format!("signers/{} attest", trust_bundle::SIGNER),
+        "signers/a.example/b approve".into(),
+        "signers/c.example/* approve".into(),
+    ];
+    let all = bundles.into_iter().chain(needed).chain(requests).chain(signers);
+    let all =
+        all.chain(["certificatesigningrequests/approval update".to_owned()]).map(|right| format!("{group}/{right}"));
+    assert_eq!(&rights(of_kind(&more, "ClusterRole")) - &everywhere, all.collect());
+    let keys = ["get", "update"].map(|verb| format!("/secrets/{PLUGGED_NAME} {verb}"));
+    assert_eq!(&rights(of_kind(&more, "Role")) - &here, keys.into());
 }
 
 /// What an installation of istiod has written, and has to find again.

@@ -2,15 +2,21 @@
 //! writes it, over a connection of its own: the key does not pass through the process that runs plugins.
 
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use trysail_ca::roots::{CaSecret, CaStore, SECRET_TYPE, SecretPlace, StoreError};
+use trysail_ca::roots::{CaSecret, CaStore, GENERATED, SECRET_NAME, SECRET_TYPE, SecretPlace, StoreError};
 use trysail_kube::{Connection, KeptError, KeptSecret};
 
 /// A secret of a cluster as the place of the key.
 struct ClusterStore {
     runtime: tokio::runtime::Runtime,
-    secret: KeptSecret,
+    /// The first that is there is taken; of none, the last is made.
+    secrets: Vec<KeptSecret>,
+    /// Which of them is in use.
+    current: AtomicUsize,
+    /// Is a mark made in it that tells it from one that an operator made?
+    is_marked: bool,
     place: String,
     /// Of what was loaded last: whoever replaces something else would undo what another replica did.
     version: Mutex<String>,
@@ -26,8 +32,13 @@ pub fn open(place: &SecretPlace) -> Result<Box<dyn CaStore>, StoreError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let connection = Connection { kubeconfig: place.kubeconfig.clone(), ..Connection::default() };
     let client = wait(&runtime, trysail_kube::connect(&connection)).map_err(|error| failed(io::Error::other(error)))?;
-    let secret = KeptSecret::new(client, &place.namespace, &place.name, SECRET_TYPE);
-    Ok(Box::new(ClusterStore { runtime, secret, place: name, version: Mutex::default() }))
+    // As with istiod, whoever has a key in the old place keeps it there.
+    let is_marked = place.name != SECRET_NAME;
+    let names: &[&str] = if is_marked { &[SECRET_NAME, &place.name] } else { &[SECRET_NAME] };
+    let secrets: Vec<KeptSecret> =
+        names.iter().map(|name| KeptSecret::new(client.clone(), &place.namespace, name, SECRET_TYPE)).collect();
+    let current = AtomicUsize::new(secrets.len() - 1);
+    Ok(Box::new(ClusterStore { runtime, secrets, current, is_marked, place: name, version: Mutex::default() }))
 }
 
 /// Waits on a thread of its own: the caller's may be one of another runtime, which must not wait for this one.
@@ -54,22 +65,32 @@ impl ClusterStore {
 
 impl CaStore for ClusterStore {
     fn load(&self) -> Result<Option<CaSecret>, StoreError> {
-        let found = self.wait("read", self.secret.load())?;
-        Ok(found.map(|(parts, version)| {
-            *self.version.lock() = version;
-            parts
-        }))
+        for (index, secret) in self.secrets.iter().enumerate() {
+            if let Some((parts, version)) = self.wait("read", secret.load())? {
+                *self.version.lock() = version;
+                self.current.store(index, Ordering::Relaxed);
+                return Ok(Some(parts));
+            }
+        }
+        Ok(None)
     }
 
     fn create(&self, secret: &CaSecret) -> Result<CaSecret, StoreError> {
         // Somebody else's, if there is one by now.
-        self.wait("keep", self.secret.create(secret))?;
+        let mut parts = secret.clone();
+        if self.is_marked {
+            parts.insert(GENERATED.to_owned(), Vec::new());
+        }
+        if let Some(last) = self.secrets.last() {
+            self.wait("keep", last.create(&parts))?;
+        }
         let gone = || StoreError::new("read", self.place.clone(), io::Error::other("it is gone again"));
         self.load()?.ok_or_else(gone)
     }
 
     fn replace(&self, secret: &CaSecret) -> Result<(), StoreError> {
         let version = self.version.lock().clone();
-        self.wait("keep", self.secret.replace(secret, &version))
+        let Some(current) = self.secrets.get(self.current.load(Ordering::Relaxed)) else { return Ok(()) };
+        self.wait("keep", current.replace(secret, &version))
     }
 }

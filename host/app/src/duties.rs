@@ -1,6 +1,6 @@
 //! What only one of several replicas may do in a cluster, and the elections that decide who.
 //!
-//! Root certificates and the revocation list in all namespaces (lock `istio-namespace-controller-election`). The authority's
+//! Root certificates and the revocation list in all namespaces, or the roots in a ClusterTrustBundle (lock `istio-namespace-controller-election`). The authority's
 //! key needs no lock: the secret's version decides between two replicas that renew its certificate at once.
 
 use std::collections::BTreeMap;
@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use trysail_ca::PublicBundle;
 use trysail_facts::{FactsSnapshot, Settings};
 use trysail_kube::election::{self, Election, Form, Leadership, Timing};
+use trysail_kube::trust_bundle::BundlePublisher;
 use trysail_kube::{Client, Publication, Publisher};
 
 use crate::env::{Environment, flag_of};
@@ -54,6 +55,18 @@ impl Duties {
         let mut duties = Duties { stop_tx: watch::Sender::new(false), elections: Vec::new(), tasks: Vec::new() };
         let leadership = duties.stand(NAMESPACES, client.clone(), environment, settings);
         let published = Published::read(environment);
+        if published.roots.is_none() {
+            let mut bundle_rx = bundle_rx.clone();
+            let (roots_tx, wanted_rx) = watch::channel(bundle_rx.borrow().root_pem.clone());
+            duties.tasks.push(tokio::spawn(async move {
+                while bundle_rx.changed().await.is_ok() {
+                    roots_tx.send_replace(bundle_rx.borrow_and_update().root_pem.clone());
+                }
+                std::future::pending::<()>().await;
+            }));
+            let publisher = BundlePublisher { client: client.clone(), leadership: leadership.clone(), wanted_rx };
+            duties.tasks.push(tokio::spawn(publisher.run()));
+        }
         let (wanted_tx, wanted_rx) = watch::channel(published.of(&bundle_rx.borrow()));
         let mut bundle_rx = bundle_rx;
         duties.tasks.push(tokio::spawn(async move {
@@ -120,7 +133,8 @@ impl Drop for Duties {
 
 /// Names of what is published.
 struct Published {
-    roots: String,
+    /// Unset when they are in a ClusterTrustBundle instead (`ENABLE_CLUSTER_TRUST_BUNDLE_API`).
+    roots: Option<String>,
     /// Unset when revocation lists are not published.
     crl: Option<String>,
 }
@@ -130,7 +144,8 @@ impl Published {
         let name = |variable: &str, default: &str| environment.get(variable).unwrap_or_else(|| default.to_owned());
         let [roots, crl] = PUBLISHED;
         Published {
-            roots: name("PILOT_CA_CERT_CONFIGMAP", roots),
+            roots: (!flag_of(environment, "ENABLE_CLUSTER_TRUST_BUNDLE_API", false))
+                .then(|| name("PILOT_CA_CERT_CONFIGMAP", roots)),
             crl: flag_of(environment, "PILOT_ENABLE_CA_CRL", true).then(|| name("PILOT_CRL_CONFIGMAP", crl)),
         }
     }
@@ -142,7 +157,8 @@ impl Published {
             text: text.to_owned(),
         };
         let crl = self.crl.iter().map(|name| publication(name, CRL_KEY, &bundle.crl_pem));
-        std::iter::once(publication(&self.roots, ROOT_KEY, &bundle.root_pem)).chain(crl).collect()
+        let roots = self.roots.iter().map(|name| publication(name, ROOT_KEY, &bundle.root_pem));
+        roots.chain(crl).collect()
     }
 }
 
@@ -162,5 +178,6 @@ mod tests {
         assert_eq!(of(&[]), ["istio-ca-root-cert root-cert.pem root", "istio-ca-crl ca-crl.pem crl"]);
         let set = [("PILOT_CA_CERT_CONFIGMAP", "mine"), ("PILOT_ENABLE_CA_CRL", "false")];
         assert_eq!(of(&set), ["mine root-cert.pem root"]);
+        assert_eq!(of(&[("ENABLE_CLUSTER_TRUST_BUNDLE_API", "true")]), ["istio-ca-crl ca-crl.pem crl"]);
     }
 }

@@ -7,6 +7,7 @@ pub mod controlz;
 pub mod duties;
 pub mod env;
 pub mod explain;
+mod external;
 pub mod health;
 mod http;
 pub mod logging;
@@ -21,6 +22,7 @@ pub mod security;
 pub mod server;
 pub mod source;
 pub mod terminal;
+mod trust;
 pub mod version;
 
 /// The system's allocator took an eighth of the time of a translation, and keeps what threads freed to itself.

@@ -2,7 +2,7 @@
 //!
 //! Every variable of istiod that is followed here stands in [`Config::read`], and nowhere else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -12,11 +12,15 @@ use prometheus::Registry;
 use trysail_ca::authenticate::{
     Authenticated, Authenticator, Authenticators, ClientCertificate, Forwarded, KubernetesToken, Oidc, TokenReview,
 };
+use trysail_ca::limits::Patience;
 use trysail_ca::metrics::Metrics;
-use trysail_ca::roots::{Rotation, SECRET_NAME, SecretPlace, detect};
-use trysail_ca::service::{CertificateService, Limits, SecureCertificateService};
-use trysail_ca::signer::{InProcess, Place, Source, Start};
-use trysail_ca::tls::{Acceptor, ServingConfig, TlsOptions, TrustBundles, serving_names, watch_serving};
+use trysail_ca::node::{NodeAuthorizer, Pods};
+use trysail_ca::registration::{Registration, RequestSigner};
+use trysail_ca::roots::{GENERATED, PLUGGED_NAME, Rotation, SECRET_NAME, SecretPlace, detect};
+use trysail_ca::service::{CertificateService, Issuing, Limits, SecureCertificateService};
+use trysail_ca::signer::{InProcess, Outside, Place, Source, Start};
+use trysail_ca::tls::{Acceptor, Anchors, ServingConfig, ServingSource, TlsOptions, serving_names, watch_serving};
+use trysail_ca::trust::TrustRx;
 use trysail_ca::{Lifetimes, Signer, SignerProcess};
 use trysail_xds::{AdsService, Server};
 
@@ -54,17 +58,54 @@ pub struct Flags {
 pub struct Config {
     start: Start,
     is_authority: bool,
-    serving: ServingConfig,
+    options: TlsOptions,
+    /// DNS names of our own certificate.
+    names: Vec<String>,
+    provider: Provider,
+    external: Option<External>,
+    /// `ISTIO_MULTIROOT_MESH`.
+    is_multi_root: bool,
+    /// Who may ask for certificates of others, `CA_TRUSTED_NODE_ACCOUNTS`.
+    node_accounts: BTreeSet<(String, String)>,
+    /// `TRYSAIL_ACCEPT_FOREIGN_TRUST_DOMAINS`: what istiod does, which looks at the trust domain of client certificates alone.
+    accepts_foreign_trust_domains: bool,
     xds_auth: bool,
     jwt_rule: Option<String>,
     audiences: Vec<String>,
     trusted_networks: Vec<ipnet::IpNet>,
     limits: Limits,
     signer: SignerAt,
-    trust_domain: String,
     /// What could not be followed.
     warnings: Vec<String>,
 }
+
+/// Who signs our own certificate, `PILOT_CERT_PROVIDER`.
+#[derive(Clone, Debug)]
+enum Provider {
+    /// Our own authority.
+    Own,
+    /// Files.
+    Files(PathBuf, PathBuf),
+    /// A signer of the cluster; then we have no authority of our own.
+    Cluster(String),
+}
+
+/// Workloads' certificates are signed outside, `EXTERNAL_CA`.
+#[derive(Clone, Debug)]
+struct External {
+    default_signer: String,
+    domain: String,
+    root_pem: Option<String>,
+}
+
+/// The one external authority that istiod knows.
+const EXTERNAL_CA: &str = "ISTIOD_RA_KUBERNETES_API";
+/// Where the root of the default signer is mounted.
+const EXTERNAL_ROOT: &str = "./etc/external-ca-cert/root-cert.pem";
+/// The cluster's own root, for signers of Kubernetes itself.
+const CLUSTER_ROOT: &str = "./var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
+/// Begins the names of signers in `PILOT_CERT_PROVIDER`.
+const CLUSTER_SIGNER: &str = "k8s.io/";
 
 impl Config {
     /// Reads flags, environment and mesh configuration.
@@ -76,6 +117,7 @@ impl Config {
         flags: &Flags,
         environment: &dyn Environment,
         mesh: &serde_json::Value,
+        trust: &TrustRx,
         namespace: &str,
         revision: &str,
         cluster: Option<&trysail_kube::Connection>,
@@ -90,33 +132,47 @@ impl Config {
         let lasting = |name: &str, default: Duration| duration_of(environment, name, default);
         let hours = |n: u64| Duration::from_secs(n * 3600);
 
-        let trust_domain = mesh.get("trustDomain").and_then(serde_json::Value::as_str).unwrap_or_default();
-        let trust_domain = if trust_domain.is_empty() { "cluster.local" } else { trust_domain }.to_owned();
-        if let Some(external) = text("EXTERNAL_CA") {
-            bail!(
-                "EXTERNAL_CA={external}: certificates from outside need a Kubernetes cluster, which cannot be read yet"
-            );
-        }
+        let domain = text("CERT_SIGNER_DOMAIN").unwrap_or_default();
+        let external = match text("EXTERNAL_CA") {
+            None => None,
+            Some(external) if external != EXTERNAL_CA => bail!("EXTERNAL_CA={external}: {EXTERNAL_CA} is all there is"),
+            Some(_) if cluster.is_none() => bail!("EXTERNAL_CA={EXTERNAL_CA}: needs a Kubernetes cluster"),
+            Some(_) => {
+                let read = |file: &str| std::fs::read_to_string(file).ok();
+                // As with istiod: signers of a domain have their roots in the mesh configuration.
+                let root_pem = read(EXTERNAL_ROOT).or_else(|| read(CLUSTER_ROOT).filter(|_| domain.is_empty()));
+                let default_signer = text("K8S_SIGNER").unwrap_or_default();
+                if default_signer.is_empty() && domain.is_empty() {
+                    bail!("EXTERNAL_CA={EXTERNAL_CA}: which signer? K8S_SIGNER or CERT_SIGNER_DOMAIN says it");
+                }
+                Some(External { default_signer, domain, root_pem })
+            }
+        };
         let provider = text("PILOT_CERT_PROVIDER").unwrap_or_else(|| "istiod".into());
-        let files = flags.files.clone();
-        if !matches!(&*provider, "istiod" | "custom") {
-            bail!("PILOT_CERT_PROVIDER={provider}: istiod and custom are known without a cluster");
-        }
-        if provider == "custom" && files.is_none() {
-            bail!("PILOT_CERT_PROVIDER=custom needs --tlsCertFile and --tlsKeyFile");
-        }
+        let provider = match (&*provider, flags.files.clone(), provider.strip_prefix(CLUSTER_SIGNER)) {
+            (_, _, Some(signer)) if external.is_some() && !signer.is_empty() => Provider::Cluster(signer.to_owned()),
+            (other, _, Some(_)) => bail!("PILOT_CERT_PROVIDER={other}: needs EXTERNAL_CA={EXTERNAL_CA} and a signer"),
+            ("istiod" | "custom", Some((certificate, key)), _) => Provider::Files(certificate, key),
+            ("istiod", None, _) => Provider::Own,
+            ("custom", None, _) => bail!("PILOT_CERT_PROVIDER=custom needs --tlsCertFile and --tlsKeyFile"),
+            (other, ..) => bail!("PILOT_CERT_PROVIDER={other}: istiod, custom and {CLUSTER_SIGNER}SIGNER are known"),
+        };
 
         let max = lasting("MAX_WORKLOAD_CERT_TTL", hours(90 * 24));
         let lifetimes = Lifetimes { default: lasting("DEFAULT_WORKLOAD_CERT_TTL", hours(24)), max };
         let dir = PathBuf::from(text("ROOT_CA_DIR").unwrap_or_else(|| "./etc/cacerts".into()));
-        let is_plugged = detect(&dir).context("the plugged-in signing key")?;
+        // A mounted secret that a control plane made is no plugged-in key: it is renewed by us.
+        let uses_cacerts = is("USE_CACERTS_FOR_SELF_SIGNED_CA", false);
+        let is_own = uses_cacerts && dir.join(GENERATED).exists();
+        let is_plugged = !is_own && detect(&dir).context("the plugged-in signing key")?;
+        let is_multi_root = is("ISTIO_MULTIROOT_MESH", false);
         let source = if is_plugged {
-            Source::Plugged { dir, accepts_new_roots: is("ISTIO_MULTIROOT_MESH", false) }
+            Source::Plugged { dir, accepts_new_roots: is_multi_root }
         } else {
             let number = |name: &str, default: u32| text(name).and_then(|value| value.parse().ok()).unwrap_or(default);
             Source::SelfSigned {
-                place: own_place(environment, namespace, cluster),
-                organization: trust_domain.clone(),
+                place: own_place(environment, namespace, cluster, uses_cacerts),
+                organization: trust.borrow().domain.clone(),
                 lifetime: lasting("CITADEL_SELF_SIGNED_CA_CERT_TTL", hours(3650 * 24)),
                 rsa_bits: number("CITADEL_SELF_SIGNED_CA_RSA_KEY_SIZE", 2048),
                 rotation: Rotation {
@@ -138,7 +194,8 @@ impl Config {
                 .parse()
                 .with_context(|| format!("TRUSTED_GATEWAY_CIDR: {network:?} is not a network such as 10.0.0.0/8"))
         });
-        if !list("CA_TRUSTED_NODE_ACCOUNTS").is_empty() {
+        let node_accounts = NodeAuthorizer::accounts(&text("CA_TRUSTED_NODE_ACCOUNTS").unwrap_or_default());
+        if !node_accounts.is_empty() && cluster.is_none() {
             warnings.push(
                 "CA_TRUSTED_NODE_ACCOUNTS: nodes are known in a Kubernetes cluster only; nobody may ask for others"
                     .into(),
@@ -153,35 +210,44 @@ impl Config {
         Ok(Config {
             start: Start { source, lifetimes },
             is_authority: is("ENABLE_CA_SERVER", true),
-            serving: ServingConfig {
-                options,
-                names: serving_names(namespace, revision, &extra),
-                files,
-                trust_domain: trust_domain.clone(),
-                other_roots: TrustBundles::default(),
-            },
+            options,
+            names: serving_names(namespace, revision, &extra),
+            provider,
+            external,
+            is_multi_root,
+            node_accounts,
+            accepts_foreign_trust_domains: is("TRYSAIL_ACCEPT_FOREIGN_TRUST_DOMAINS", false),
             xds_auth: is("XDS_AUTH", true),
             jwt_rule: text("JWT_RULE"),
             audiences,
             trusted_networks: networks.collect::<Result<_>>()?,
             limits,
             signer: flags.signer.clone(),
-            trust_domain,
             warnings,
         })
+    }
+
+    /// Are proxies told which roots to trust?
+    pub fn is_multi_root(&self) -> bool {
+        self.is_multi_root
     }
 }
 
 /// Where our own key is kept: in `TRYSAIL_CA_DIR` if that is set (`memory` for nowhere), else in a cluster's secret as istiod
 /// does, and without a cluster in the user's folder for such state.
-fn own_place(environment: &dyn Environment, namespace: &str, cluster: Option<&trysail_kube::Connection>) -> Place {
+fn own_place(
+    environment: &dyn Environment,
+    namespace: &str,
+    cluster: Option<&trysail_kube::Connection>,
+    uses_cacerts: bool,
+) -> Place {
     match (environment.get("TRYSAIL_CA_DIR").filter(|dir| !dir.is_empty()), cluster) {
         (Some(dir), _) if dir == "memory" => Place::Memory,
         (Some(dir), _) => Place::Folder(dir.into()),
         (None, Some(connection)) => Place::Secret(SecretPlace {
             kubeconfig: connection.kubeconfig.clone(),
             namespace: namespace.to_owned(),
-            name: SECRET_NAME.to_owned(),
+            name: if uses_cacerts { PLUGGED_NAME } else { SECRET_NAME }.to_owned(),
         }),
         (None, None) => {
             let state = environment.get("XDG_STATE_HOME").map(PathBuf::from);
@@ -206,43 +272,115 @@ pub struct Secure {
     tls: Arc<arc_swap::ArcSwap<rustls::ServerConfig>>,
     /// Who calls; HTTP pages ask them too.
     pub authenticators: Arc<Authenticators>,
+    patience: Arc<Patience>,
     certificates: Option<SecureCertificateService>,
     xds_auth: bool,
     metrics: Metrics,
 }
 
-/// Tokens of service accounts, where there is a cluster that judges them.
-pub struct ClusterTokens {
-    /// Who is asked.
+/// What a cluster decides and does, where there is one.
+pub struct InCluster {
+    /// Who judges tokens of service accounts.
     pub reviewer: Arc<dyn TokenReview>,
     /// Our own cluster.
     pub cluster: String,
     /// Other names of clusters.
     pub aliases: BTreeMap<String, String>,
+    /// Who knows which pods run on which node.
+    pub pods: Box<dyn Pods>,
+    /// Who signs requests.
+    pub signer: Arc<dyn RequestSigner>,
 }
 
 /// Starts the signer and gets us a certificate.
 ///
 /// # Errors
 /// When there is no usable signing key, or no certificate for ourselves.
-pub async fn start(config: Config, tokens: Option<ClusterTokens>, registry: &Registry) -> Result<Secure> {
+pub async fn start(config: Config, trust: TrustRx, cluster: Option<InCluster>, registry: &Registry) -> Result<Secure> {
     let Config {
-        mut start,
+        start,
         is_authority,
-        serving,
+        options,
+        names,
+        provider,
+        external,
+        is_multi_root,
+        node_accounts,
+        accepts_foreign_trust_domains,
         xds_auth,
         jwt_rule,
         audiences,
         trusted_networks,
         limits,
         signer,
-        trust_domain,
         warnings,
     } = config;
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    let signer = match open(&signer, &start).await {
+    let mut list: Vec<Arc<dyn Authenticator>> = vec![Arc::new(ClientCertificate)];
+    if let Some(rule) = jwt_rule {
+        list.push(Arc::new(Oidc::new(&rule, &audiences, trust.clone())?));
+    }
+    let (mut nodes, mut request_signer) = (None, None);
+    if let Some(InCluster { reviewer, cluster, aliases, pods, signer }) = cluster {
+        list.push(Arc::new(KubernetesToken { reviewer, cluster, aliases, audiences, trust: trust.clone() }));
+        let trust = trust.clone();
+        let authorizer = NodeAuthorizer { trusted: node_accounts, pods, trust, accepts_foreign_trust_domains };
+        nodes = (!authorizer.trusted.is_empty()).then_some(authorizer);
+        request_signer = Some(signer);
+    }
+    if !trusted_networks.is_empty() {
+        list.push(Arc::new(Forwarded { trusted: trusted_networks }));
+    }
+    let authenticators = Authenticators { list, trust: (!accepts_foreign_trust_domains).then(|| trust.clone()) };
+    let authenticators = Arc::new(authenticators);
+    let registration = external.zip(request_signer).map(|(external, signer)| {
+        let External { default_signer, domain, root_pem } = external;
+        let (lifetimes, trust) = (start.lifetimes, trust.clone());
+        Arc::new(Registration { signer, default_signer, domain, lifetimes, trust, root_pem })
+    });
+    let (signer, place): (Arc<dyn Signer>, String) = match &provider {
+        Provider::Cluster(name) => (Arc::new(Outside::new(name.clone(), trust.clone())), format!("signer {name}")),
+        Provider::Own | Provider::Files(..) => opened(&signer, start).await?,
+    };
+    let source = match (provider, &registration) {
+        (Provider::Cluster(name), Some(registration)) => ServingSource::External(registration.clone(), name),
+        (Provider::Files(certificate, key), _) => ServingSource::Files(certificate, key),
+        _ => ServingSource::Own,
+    };
+    let place = match &registration {
+        Some(registration) => {
+            let Registration { default_signer, domain, .. } = &**registration;
+            let signers = match (&**default_signer, &**domain) {
+                (signer, "") => signer.to_owned(),
+                ("", domain) => format!("signers of {domain}"),
+                (signer, domain) => format!("{signer}, or signers of {domain}"),
+            };
+            format!("workloads by the cluster's {signers}; our own: {place}")
+        }
+        None => place,
+    };
+    let metrics = Metrics::register(registry).context("metrics")?;
+    let anchors = match (is_multi_root, &registration) {
+        (true, _) => Anchors::All,
+        (false, Some(_)) => Anchors::OfSigners,
+        (false, None) => Anchors::None,
+    };
+    let more_roots = registration.iter().filter_map(|registration| registration.root_pem.clone()).collect();
+    let serving = ServingConfig { options, names, source, trust, anchors, more_roots };
+    let tls = watch_serving(serving, signer.clone()).await?;
+    let patience = Arc::new(Patience::default());
+    let certificates = is_authority.then(|| {
+        let issuing = Issuing { signer: signer.clone(), registration, nodes };
+        CertificateService::secure(issuing, limits, authenticators.clone(), patience.clone(), metrics.clone())
+    });
+    Ok(Secure { signer, place, tls, authenticators, patience, certificates, xds_auth, metrics })
+}
+
+/// Our own authority, and where its key is, for people.
+async fn opened(at: &SignerAt, mut start: Start) -> Result<(Arc<dyn Signer>, String)> {
+    let signer = match open(at, &start).await {
         Ok(signer) => signer,
         // A home that is not writable is common in containers; without a cluster the key then lives as long as we do.
         Err(error) if matches!(&start.source, Source::SelfSigned { place: Place::Folder(_), .. }) => {
@@ -250,7 +388,7 @@ pub async fn start(config: Config, tokens: Option<ClusterTokens>, registry: &Reg
             if let Source::SelfSigned { place, .. } = &mut start.source {
                 *place = Place::Memory;
             }
-            open(&signer, &start).await?
+            open(at, &start).await?
         }
         Err(error) => return Err(error),
     };
@@ -262,23 +400,7 @@ pub async fn start(config: Config, tokens: Option<ClusterTokens>, registry: &Reg
             format!("self-signed, kept in secret {namespace}/{name}")
         }
     };
-    let mut list: Vec<Arc<dyn Authenticator>> = vec![Arc::new(ClientCertificate)];
-    if let Some(rule) = jwt_rule {
-        list.push(Arc::new(Oidc::new(&rule, &audiences, &trust_domain)?));
-    }
-    if let Some(ClusterTokens { reviewer, cluster, aliases }) = tokens {
-        let trust_domain = trust_domain.clone();
-        list.push(Arc::new(KubernetesToken { reviewer, cluster, aliases, audiences, trust_domain }));
-    }
-    if !trusted_networks.is_empty() {
-        list.push(Arc::new(Forwarded { trusted: trusted_networks }));
-    }
-    let authenticators = Arc::new(Authenticators(list));
-    let metrics = Metrics::register(registry).context("metrics")?;
-    let tls = watch_serving(serving, signer.clone()).await?;
-    let certificates = is_authority
-        .then(|| CertificateService::secure(signer.clone(), None, limits, authenticators.clone(), metrics.clone()));
-    Ok(Secure { signer, place, tls, authenticators, certificates, xds_auth, metrics })
+    Ok((signer, place))
 }
 
 async fn open(at: &SignerAt, start: &Start) -> Result<Arc<dyn Signer>> {
@@ -303,9 +425,9 @@ impl Secure {
     ) -> Result<()> {
         let incoming = Acceptor::accept(listener, self.tls.clone());
         let services = |builder: &mut tonic::transport::Server| {
-            let authenticators =
-                if self.xds_auth { self.authenticators.clone() } else { Arc::new(Authenticators(Vec::new())) };
-            let streams: Authenticated<AdsService> = Authenticated::new(xds.service(), authenticators, REFUSAL, None);
+            let authenticators = if self.xds_auth { self.authenticators.clone() } else { Arc::default() };
+            let streams: Authenticated<AdsService> =
+                Authenticated::new(xds.service(), authenticators, self.patience.clone(), REFUSAL, None);
             let router = if self.xds_auth { builder.add_service(streams) } else { builder.add_service(xds.service()) };
             router.add_optional_service(self.certificates.clone())
         };

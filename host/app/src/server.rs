@@ -19,9 +19,9 @@ use trysail_ca::authenticate::Authenticators;
 use trysail_ca::sds::{Access as SecretAccess, SecretStore};
 use trysail_discovery::Status;
 use trysail_facts::{FactsSnapshot, Inputs, Settings};
-use trysail_kube::Reviews;
+use trysail_kube::{NodePods, Reviews, Signing};
 use trysail_model::ids::type_urls;
-use trysail_model::{ObjectRef, Proxy, Translator as _, TypeUrl, Watched};
+use trysail_model::{ObjectRef, Proxy, Translator as _, TrustBundle, TypeUrl, Watched};
 use trysail_stages::metrics::EngineCollector;
 use trysail_stages::plugins::{PluginFolder, PluginStatus};
 use trysail_stages::{Engine, EngineTranslator};
@@ -32,15 +32,17 @@ use self::files::Files;
 use crate::balance::Balance;
 use crate::duties::{Duties, Subject};
 use crate::env::{Environment, duration_of};
+use crate::external::{ClusterPods, ClusterSigner};
 use crate::health::Health;
 use crate::metrics;
 use crate::omission::{Guard, Omissions};
 use crate::pages::{self, Access, Pages, Port};
 use crate::pipeline::{self, Mode, Options};
 use crate::reviews::{Reviewed, Tokens};
-use crate::security::{self, ClusterTokens};
+use crate::security::{self, InCluster};
 use crate::source::{self, Place, SOURCE, Source};
 use crate::terminal::Terminal;
+use crate::trust::{Combined, Followed};
 
 /// Settings of the server, from flags and environment.
 #[derive(Clone, Debug)]
@@ -109,6 +111,11 @@ fn address(text: &str) -> Result<SocketAddr> {
     let full = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.replace("localhost", "127.0.0.1") };
     full.parse().with_context(|| format!("{text:?} is not an address such as :15010 or 127.0.0.1:15010"))
 }
+
+/// How long a signer of the cluster may take, as in istiod.
+const SIGNER_PATIENCE: Duration = Duration::from_secs(60);
+/// How often roots that others publish are fetched anew, as in istiod.
+const BUNDLE_INTERVAL: Duration = Duration::from_secs(30 * 60);
 
 /// What health waits for until a translation has passed.
 const TRANSLATION: &str = "a translation";
@@ -198,6 +205,7 @@ pub async fn run(
         let moved = move || drop(events.send(vec![Event::Secrets]));
         Arc::new(Reviewed::new(client, moved)) as Arc<dyn SecretAccess>
     });
+    let trust = Arc::new(Followed::new(&mesh, &terminal));
     let secrets = Arc::new(SecretStore::new(access));
     secrets.configure(&mesh);
     secrets.apply(first.added.iter().map(|object| (&object.reference, Some(object))));
@@ -231,6 +239,8 @@ pub async fn run(
     terminal.say(&format!("stages ready in {} ms", began.elapsed().as_millis()));
 
     let registry = Registry::new();
+    let facts = Arc::new(ArcSwap::from_pointee(snapshot));
+    let mut trust_bundle: Option<Arc<Combined>> = None;
     let secure = match secure {
         None => None,
         Some(listener) => {
@@ -239,19 +249,33 @@ pub async fn run(
                 &config.secure,
                 environment,
                 mesh,
+                &trust.subscribe(),
                 &settings.system_namespace,
                 &settings.revision,
                 config.place.cluster(),
             );
-            let tokens = client.clone().map(|client| ClusterTokens {
-                reviewer: Arc::new(Tokens { reviews: Reviews(client), cluster: settings.cluster_id.clone() }),
+            let in_cluster = client.clone().map(|client| InCluster {
+                reviewer: Arc::new(Tokens { reviews: Reviews(client.clone()), cluster: settings.cluster_id.clone() }),
                 cluster: settings.cluster_id.clone(),
                 aliases: config.cluster_aliases.clone(),
+                pods: Box::new(ClusterPods {
+                    cluster: settings.cluster_id.clone(),
+                    placed: NodePods::new(client.clone()),
+                    facts: facts.clone(),
+                }),
+                signer: Arc::new(ClusterSigner(Signing { client, patience: SIGNER_PATIENCE })),
             });
-            let started = security::start(read?, tokens, &registry)
+            let read = read?;
+            let is_multi_root = read.is_multi_root();
+            let started = security::start(read, trust.subscribe(), in_cluster, &registry)
                 .await
                 .context("the secure port (--secureGRPCAddr= for none)")?;
             terminal.say(&format!("certificate authority: {}", started.place));
+            trust_bundle = is_multi_root.then(|| {
+                let events = events_tx.clone();
+                let moved = move || drop(events.send(vec![Event::Roots]));
+                Arc::new(Combined::start(started.signer.bundle(), trust.subscribe(), BUNDLE_INTERVAL, moved))
+            });
             Some((listener, started))
         }
     };
@@ -272,7 +296,6 @@ pub async fn run(
         plugins: Vec::new(),
         revision: engine.revision(),
     }));
-    let facts = Arc::new(ArcSwap::from_pointee(snapshot));
     let guard = Guard::new(EngineTranslator(engine.clone()), omissions.clone(), facts.clone(), &registry);
     let guard = Arc::new(guard.context("metrics")?);
     let pages = Arc::new(Pages {
@@ -291,6 +314,7 @@ pub async fn run(
         trysail_xds::Config {
             metrics: streams.clone(),
             secrets: Some(secrets.clone()),
+            trust_bundle: trust_bundle.map(|bundle| bundle as Arc<dyn TrustBundle>),
             accepts_unnamed_accounts: security::accepts_unnamed_accounts(environment),
             debug: Some(pages.clone()),
             on_push: Some({
@@ -319,6 +343,7 @@ pub async fn run(
         guard,
         health: health.clone(),
         secrets,
+        trust,
         files: Mutex::new(files),
         config: config.clone(),
         plugins: plugins.clone(),

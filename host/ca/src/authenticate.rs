@@ -10,7 +10,7 @@ mod layer;
 mod oidc;
 
 pub use forwarded::Forwarded;
-pub use jwks::{FetchError, Keys};
+pub use jwks::{FetchError, Keys, fetch};
 pub use jwt::{Jwk, JwkSet, Token, TokenError};
 pub use kubernetes::{KubernetesToken, ReviewError, TokenReview};
 pub use layer::Authenticated;
@@ -25,6 +25,7 @@ use trysail_model::Caller;
 use trysail_model::identity::Proof;
 
 use crate::tls::Peer;
+use crate::trust::TrustRx;
 use crate::x509::Certificate;
 
 /// What is known of a request before its content.
@@ -85,7 +86,13 @@ pub trait Authenticator: Send + Sync {
 
 /// Authenticators in order.
 #[derive(Clone, Default)]
-pub struct Authenticators(pub Vec<Arc<dyn Authenticator>>);
+pub struct Authenticators {
+    /// The first that proves something decides.
+    pub list: Vec<Arc<dyn Authenticator>>,
+    /// Whose identities count: those of our trust domain, by any of its names. Unset to take every one, as istiod does of
+    /// forwarded certificates.
+    pub trust: Option<TrustRx>,
+}
 
 impl Authenticators {
     /// The first proof.
@@ -94,14 +101,27 @@ impl Authenticators {
     /// All failures, for the log.
     pub async fn authenticate(&self, credentials: &Credentials) -> Result<Caller, Failure> {
         let mut failures = Vec::new();
-        for authenticator in &self.0 {
+        for authenticator in &self.list {
             match authenticator.authenticate(credentials).await {
-                Ok(caller) if !caller.identities.is_empty() => return Ok(caller),
-                Ok(_) => failures.push(format!("{}: no identity", authenticator.name())),
+                Ok(caller) if caller.identities.is_empty() => {
+                    failures.push(format!("{}: no identity", authenticator.name()));
+                }
+                Ok(caller) => match caller.identities.iter().find(|identity| !self.is_ours(identity)) {
+                    None => return Ok(caller),
+                    Some(other) => {
+                        failures.push(format!("{}: {other} is of another trust domain", authenticator.name()))
+                    }
+                },
                 Err(failure) => failures.push(format!("{}: {failure}", authenticator.name())),
             }
         }
         Err(Failure(failures.join("; ")))
+    }
+
+    fn is_ours(&self, identity: &str) -> bool {
+        let Some(trust) = &self.trust else { return true };
+        let domain = identity.strip_prefix("spiffe://").and_then(|rest| rest.split('/').next());
+        domain.is_some_and(|domain| trust.borrow().is_ours(domain))
     }
 }
 

@@ -55,6 +55,15 @@ pub enum Lifetime {
     Serving,
 }
 
+/// A leaf, and the bundle of the key that signed it: which is not the present one any more where both were replaced meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Issued {
+    /// The leaf, DER.
+    pub der: Vec<u8>,
+    /// What leads from it to a root.
+    pub bundle: Arc<PublicBundle>,
+}
+
 /// Why nothing was issued.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum IssueError {
@@ -101,6 +110,21 @@ pub struct Lifetimes {
 impl Default for Lifetimes {
     fn default() -> Self {
         Lifetimes { default: Duration::from_secs(24 * 3600), max: Duration::from_secs(90 * 24 * 3600) }
+    }
+}
+
+impl Lifetimes {
+    /// The lifetime for a workload that wishes for so many seconds: nothing or less means the default.
+    ///
+    /// # Errors
+    /// [`IssueError::Ttl`] for too much.
+    pub fn of(&self, seconds: i64) -> Result<Duration, IssueError> {
+        let max = self.max.as_secs();
+        match u64::try_from(seconds) {
+            Err(_) | Ok(0) => Ok(self.default),
+            Ok(seconds) if seconds <= max => Ok(Duration::from_secs(seconds)),
+            Ok(_) => Err(IssueError::Ttl { requested: seconds, allowed: i64::try_from(max).unwrap_or(i64::MAX) }),
+        }
     }
 }
 
@@ -156,7 +180,7 @@ impl Authority {
     ///
     /// # Errors
     /// See [`IssueError`].
-    pub fn issue(&self, order: &Order, now: SystemTime) -> Result<Vec<u8>, IssueError> {
+    pub fn issue(&self, order: &Order, now: SystemTime) -> Result<Issued, IssueError> {
         let keyring = self.keyring.load();
         let failed = |text: String| IssueError::Generation(text);
         let first = order.names.first().ok_or_else(|| failed("a certificate without a name is not issued".into()))?;
@@ -177,18 +201,14 @@ impl Authority {
             not_after,
         };
         let issued = x509::leaf(&leaf, &keyring.signing, &keyring.key);
-        issued.map(|certificate| certificate.der).map_err(|error| failed(error.to_string()))
+        let issued = issued.map_err(|error| failed(error.to_string()))?;
+        Ok(Issued { der: issued.der, bundle: keyring.public.clone() })
     }
 
     fn lifetime(&self, wanted: Lifetime) -> Result<Duration, IssueError> {
-        let max = self.lifetimes.max.as_secs();
         match wanted {
             Lifetime::Serving => Ok(Duration::MAX),
-            Lifetime::Workload(seconds) => match u64::try_from(seconds) {
-                Err(_) | Ok(0) => Ok(self.lifetimes.default),
-                Ok(seconds) if seconds <= max => Ok(Duration::from_secs(seconds)),
-                Ok(_) => Err(IssueError::Ttl { requested: seconds, allowed: i64::try_from(max).unwrap_or(i64::MAX) }),
-            },
+            Lifetime::Workload(seconds) => self.lifetimes.of(seconds),
         }
     }
 }

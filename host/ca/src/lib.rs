@@ -8,8 +8,9 @@
 //! ```text
 //!            ┌──────────────── 15012 ────────────────┐
 //!  TLS ─▶ tls (verifier, acceptor) ─▶ authenticate ─▶ service (CreateCertificate) ─▶ signer ┊ authority ─▶ roots
-//!                 ▲                        └────────▶ the streams of host/xds               ┊ (child process)
-//!              serving (our own certificate)               └─ sds: names ─▶ who may ─▶ bytes
+//!                 ▲                        │                  └─▶ registration ─▶ an external ┊ (child process)
+//!              serving (our own            │                                      signer
+//!              certificate), trust         └────────▶ the streams of host/xds ◀── sds: names ─▶ who may ─▶ bytes
 //! ```
 //!
 //! **Invariant:** the identity in a certificate is the caller's, proved by an authenticator; nothing in a request decides it.
@@ -19,15 +20,18 @@
 pub mod authenticate;
 pub mod authority;
 pub mod key;
+pub mod limits;
 pub mod metrics;
 pub mod node;
+pub mod registration;
 pub mod roots;
 pub mod sds;
 pub mod service;
 pub mod signer;
 pub mod tls;
+pub mod trust;
 mod wire;
 pub mod x509;
 
-pub use authority::{Authority, IssueError, Lifetime, Lifetimes, Order, PublicBundle};
+pub use authority::{Authority, IssueError, Issued, Lifetime, Lifetimes, Order, PublicBundle};
 pub use signer::{InProcess, Signer, SignerProcess};

@@ -6,6 +6,8 @@ use tonic::async_trait;
 use trysail_model::identity::PodBinding;
 use trysail_model::{Caller, Identity};
 
+use crate::trust::TrustRx;
+
 /// A pod as far as it counts here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodePod {
@@ -20,8 +22,8 @@ pub struct NodePod {
 /// Knows the pods of clusters.
 #[async_trait]
 pub trait Pods: Send + Sync {
-    /// A pod; `None` when there is none of that name, or no such cluster.
-    async fn pod(&self, cluster: &str, namespace: &str, name: &str) -> Option<NodePod>;
+    /// The pod that a proof is bound to; `None` when there is none of that name and id, no such cluster, or no answer.
+    async fn pod(&self, cluster: &str, bound: &PodBinding) -> Option<NodePod>;
 
     /// Does a pod of a service account run on a node?
     async fn runs(&self, cluster: &str, node: &str, namespace: &str, service_account: &str) -> bool;
@@ -34,7 +36,7 @@ pub struct NodeAuthorizer {
     /// The pods.
     pub pods: Box<dyn Pods>,
     /// Our trust domain. istiod does not look at the requested one, and so signs identities of others.
-    pub trust_domain: String,
+    pub trust: TrustRx,
     /// Do as istiod does there.
     pub accepts_foreign_trust_domains: bool,
 }
@@ -55,21 +57,22 @@ impl NodeAuthorizer {
     /// Why not, for the log.
     pub async fn judge(&self, caller: &Caller, cluster: Option<&str>, wanted: &str) -> Result<Identity, String> {
         // As with istiod a certificate does not do: it does not say on which pod, and so on which node, its owner runs.
-        let Some(PodBinding { name, namespace, uid, service_account }) = &caller.pod else {
+        let Some(binding) = &caller.pod else {
             return Err("the caller's proof names no pod".into());
         };
+        let PodBinding { name, namespace, uid, service_account } = binding;
         if !self.trusted.contains(&(namespace.clone(), service_account.clone())) {
             return Err(format!("{namespace}/{service_account} is not trusted to ask for others"));
         }
         let wanted: Identity =
             wanted.parse().map_err(|error: trysail_model::identity::IdentityError| error.to_string())?;
-        if !self.accepts_foreign_trust_domains && *wanted.trust_domain != *self.trust_domain {
-            return Err(format!("{wanted} is of another trust domain than {}", self.trust_domain));
+        if !self.accepts_foreign_trust_domains && !self.trust.borrow().is_ours(&wanted.trust_domain) {
+            return Err(format!("{wanted} is of another trust domain than {}", self.trust.borrow().domain));
         }
         let Some(cluster) = cluster.filter(|cluster| !cluster.is_empty()) else {
             return Err("the request names no cluster (header clusterid)".into());
         };
-        let pod = self.pods.pod(cluster, namespace, name).await;
+        let pod = self.pods.pod(cluster, binding).await;
         let pod = pod.ok_or_else(|| format!("there is no pod {namespace}/{name} in cluster {cluster:?}"))?;
         if pod.uid != *uid || pod.service_account != *service_account || pod.node.is_empty() {
             return Err(format!("pod {namespace}/{name} is another one by now"));
@@ -82,15 +85,16 @@ impl NodeAuthorizer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trust::Trust;
     use trysail_model::identity::Proof;
 
     struct TwoNodes;
 
     #[async_trait]
     impl Pods for TwoNodes {
-        async fn pod(&self, cluster: &str, namespace: &str, name: &str) -> Option<NodePod> {
+        async fn pod(&self, cluster: &str, bound: &PodBinding) -> Option<NodePod> {
             let pod = |node: &str| NodePod { uid: "1".into(), service_account: "ztunnel".into(), node: node.into() };
-            match (cluster, namespace, name) {
+            match (cluster, &*bound.namespace, &*bound.name) {
                 ("Kubernetes", "istio-system", "ztunnel-a") => Some(pod("node-a")),
                 ("Kubernetes", "istio-system", "ztunnel-b") => Some(pod("node-b")),
                 ("Kubernetes", "istio-system", "ztunnel-new") => Some(pod("")),
@@ -125,7 +129,7 @@ mod tests {
         let authorizer = |accepts_foreign_trust_domains| NodeAuthorizer {
             trusted: trusted.clone(),
             pods: Box::new(TwoNodes),
-            trust_domain: "td".into(),
+            trust: Trust::of("td").fixed(),
             accepts_foreign_trust_domains,
         };
         let strict = authorizer(false);

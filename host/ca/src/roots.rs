@@ -7,7 +7,8 @@ mod store;
 pub use plugged::{Plugged, detect};
 pub use self_signed::{Rotation, SelfSigned};
 pub use store::{
-    CaSecret, CaStore, FolderStore, MemoryStore, OpenSecret, SECRET_NAME, SECRET_TYPE, SecretPlace, StoreError,
+    CaSecret, CaStore, FolderStore, GENERATED, MemoryStore, OpenSecret, PLUGGED_NAME, SECRET_NAME, SECRET_TYPE,
+    SecretPlace, StoreError,
 };
 
 use std::path::PathBuf;

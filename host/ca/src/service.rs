@@ -1,10 +1,8 @@
 //! `istio.v1.auth.IstioCertificateService`: a request with a key in, a certificate of the caller out.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::Mutex;
 use prost_types::value::Kind;
 use tonic::{Code, Request, Response, Status, async_trait};
 use trysail_model::Caller;
@@ -14,9 +12,11 @@ use trysail_proto::istio::v1::auth::istio_certificate_service_server::{
 use trysail_proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
 
 use crate::authenticate::{Authenticated, Authenticators};
-use crate::authority::{IssueError, Lifetime, Order};
+use crate::authority::{IssueError, Issued, Lifetime, Order};
+use crate::limits::{Buckets, Patience};
 use crate::metrics::Metrics;
 use crate::node::NodeAuthorizer;
+use crate::registration::Registration;
 use crate::signer::Signer;
 use crate::x509::{SigningRequest, to_pem};
 
@@ -42,13 +42,22 @@ impl Default for Limits {
     }
 }
 
+/// By whom certificates are issued, and for whom.
+pub struct Issuing {
+    /// Our own authority.
+    pub signer: Arc<dyn Signer>,
+    /// An external signer, which then signs for everybody. Unset: our own authority does.
+    pub registration: Option<Arc<Registration>>,
+    /// Unset: nobody may ask for others.
+    pub nodes: Option<NodeAuthorizer>,
+}
+
 /// The service.
 pub struct CertificateService {
-    signer: Arc<dyn Signer>,
-    /// Unset: nobody may ask for others.
-    nodes: Option<NodeAuthorizer>,
-    limits: Limits,
-    buckets: Mutex<HashMap<String, (f64, Instant)>>,
+    issuing: Issuing,
+    /// By caller, so that one who loops does not keep the others waiting.
+    buckets: Buckets<String>,
+    patience: Arc<Patience>,
     metrics: Metrics,
 }
 
@@ -56,44 +65,29 @@ pub struct CertificateService {
 pub type SecureCertificateService = Authenticated<IstioCertificateServiceServer<CertificateService>>;
 
 impl CertificateService {
-    /// The service for a router.
-    pub fn secure(
-        signer: Arc<dyn Signer>,
-        nodes: Option<NodeAuthorizer>,
-        limits: Limits,
-        authenticators: Arc<Authenticators>,
-        metrics: Metrics,
-    ) -> SecureCertificateService {
-        let service = CertificateService { signer, nodes, limits, buckets: Mutex::default(), metrics: metrics.clone() };
-        let server = IstioCertificateServiceServer::new(service).max_decoding_message_size(MAX_REQUEST);
-        Authenticated::new(server, authenticators, REFUSAL, Some(metrics))
+    /// The service for callers who stand in the extensions of their requests.
+    pub fn new(issuing: Issuing, limits: Limits, patience: Arc<Patience>, metrics: Metrics) -> CertificateService {
+        CertificateService { issuing, buckets: Buckets::new(limits.per_second, limits.burst), patience, metrics }
     }
 
-    /// A token bucket a caller, so that one who loops does not keep the others waiting.
-    fn admit(&self, caller: &str) -> bool {
-        if self.limits.per_second <= 0.0 {
-            return true;
-        }
-        let now = Instant::now();
-        let mut buckets = self.buckets.lock();
-        let level = |(level, at): (f64, Instant)| {
-            (level + now.duration_since(at).as_secs_f64() * self.limits.per_second).min(self.limits.burst)
-        };
-        if buckets.len() > 10_000 {
-            // Full ones say nothing that a new one would not.
-            buckets.retain(|_, bucket| level(*bucket) < self.limits.burst);
-        }
-        let before = buckets.get(caller).map_or(self.limits.burst, |bucket| level(*bucket));
-        let is_admitted = before >= 1.0;
-        buckets.insert(caller.to_owned(), (if is_admitted { before - 1.0 } else { before }, now));
-        is_admitted
+    /// The service for a router.
+    pub fn secure(
+        issuing: Issuing,
+        limits: Limits,
+        authenticators: Arc<Authenticators>,
+        patience: Arc<Patience>,
+        metrics: Metrics,
+    ) -> SecureCertificateService {
+        let service = CertificateService::new(issuing, limits, patience.clone(), metrics.clone());
+        let server = IstioCertificateServiceServer::new(service).max_decoding_message_size(MAX_REQUEST);
+        Authenticated::new(server, authenticators, patience, REFUSAL, Some(metrics))
     }
 
     async fn names(&self, caller: &Caller, cluster: Option<&str>, wanted: &str) -> Result<Vec<String>, Status> {
         if wanted.is_empty() {
             return Ok(caller.identities.clone());
         }
-        let judged = match &self.nodes {
+        let judged = match &self.issuing.nodes {
             Some(nodes) => nodes.judge(caller, cluster, wanted).await,
             None => Err("no node accounts are trusted (CA_TRUSTED_NODE_ACCOUNTS)".to_owned()),
         };
@@ -107,13 +101,28 @@ impl CertificateService {
         }
     }
 
-    async fn issue(&self, request: &IstioCertificateRequest, names: Vec<String>) -> Result<Vec<u8>, IssueError> {
+    /// Leaf, chain and roots, one certificate an element: ztunnel wants them so.
+    async fn issue(
+        &self,
+        request: &IstioCertificateRequest,
+        names: Vec<String>,
+        wanted_signer: &str,
+    ) -> Result<Vec<String>, IssueError> {
         let csr = SigningRequest::from_pem(request.csr.as_bytes()).map_err(|error| {
             self.metrics.unreadable();
             IssueError::Csr(error.to_string())
         })?;
-        let lifetime = Lifetime::Workload(request.validity_duration);
-        self.signer.issue(Order { spki: csr.spki, names, common_name: csr.has_common_name, lifetime }).await
+        let seconds = request.validity_duration;
+        let Issuing { signer, registration, nodes: _ } = &self.issuing;
+        if let Some(registration) = registration {
+            return registration.issue(&csr, &request.csr, &names, wanted_signer, seconds).await;
+        }
+        let lifetime = Lifetime::Workload(seconds);
+        let order = Order { spki: csr.spki, names, common_name: csr.has_common_name, lifetime };
+        let Issued { der, bundle } = signer.issue(order).await?;
+        let mut chain = vec![to_pem("CERTIFICATE", &der)];
+        chain.extend(bundle.chain.iter().chain(&bundle.roots).cloned());
+        Ok(chain)
     }
 }
 
@@ -147,26 +156,25 @@ impl CertificateService {
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         let caller = request.extensions().get::<Arc<Caller>>().cloned();
         let caller = caller.ok_or_else(|| Status::unauthenticated(REFUSAL))?;
-        if !self.admit(&caller.identities.join(",")) {
+        if !self.buckets.take(caller.identities.join(",")) {
+            self.patience.wait().await;
             return Err(Status::resource_exhausted("too many certificate requests of this caller; try again later"));
         }
         let cluster = request.metadata().get("clusterid").and_then(|value| value.to_str().ok()).map(str::to_owned);
         let request = request.into_inner();
-        let wanted = request.metadata.as_ref().and_then(|fields| fields.fields.get("ImpersonatedIdentity"));
-        let wanted = match wanted.and_then(|value| value.kind.as_ref()) {
-            Some(Kind::StringValue(text)) => text.as_str(),
-            _ => "",
+        let text = |name: &str| {
+            let value = request.metadata.as_ref().and_then(|fields| fields.fields.get(name));
+            match value.and_then(|value| value.kind.as_ref()) {
+                Some(Kind::StringValue(text)) => text.as_str(),
+                _ => "",
+            }
         };
-        let names = self.names(&caller, cluster.as_deref(), wanted).await?;
-        let leaf = self.issue(&request, names).await.map_err(|error| {
+        let names = self.names(&caller, cluster.as_deref(), text("ImpersonatedIdentity")).await?;
+        let cert_chain = self.issue(&request, names, text("CertSigner")).await.map_err(|error| {
             self.metrics.failed(error.label());
             tracing::warn!(caller = ?caller.identities, %error, "no certificate issued");
             status(&error)
         })?;
-        // Chain and roots after the leaf, one certificate an element: ztunnel wants them so.
-        let bundle = self.signer.bundle().borrow().clone();
-        let mut cert_chain = vec![to_pem("CERTIFICATE", &leaf)];
-        cert_chain.extend(bundle.chain.iter().chain(&bundle.roots).cloned());
         self.metrics.issued();
         Ok(Response::new(IstioCertificateResponse { cert_chain }))
     }

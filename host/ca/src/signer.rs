@@ -23,19 +23,60 @@ use std::time::SystemTime;
 use tokio::sync::watch;
 use tonic::async_trait;
 
-use crate::authority::{Authority, IssueError, Order, PublicBundle};
+use crate::authority::{Authority, IssueError, Issued, Order, PublicBundle};
+use crate::trust::{Trust, TrustRx};
+use crate::x509::Certificate;
 
 /// Whoever signs.
 #[async_trait]
 pub trait Signer: Send + Sync {
-    /// Issues a leaf, DER.
+    /// Issues a leaf.
     ///
     /// # Errors
     /// See [`IssueError`].
-    async fn issue(&self, order: Order) -> Result<Vec<u8>, IssueError>;
+    async fn issue(&self, order: Order) -> Result<Issued, IssueError>;
 
     /// What is public of the authority, now and from now on.
     fn bundle(&self) -> watch::Receiver<Arc<PublicBundle>>;
+}
+
+/// Signs nothing: where everything is signed outside, and only the roots are known.
+pub struct Outside {
+    bundle: watch::Sender<Arc<PublicBundle>>,
+}
+
+impl Outside {
+    /// Knows the root of an external signer as the mesh configuration says it, now and from now on.
+    pub fn new(signer: String, mut trust: TrustRx) -> Outside {
+        let known = |trust: &Trust, signer: &str| {
+            let pem = trust.root_of(signer).unwrap_or_default();
+            let roots = Certificate::all_from_pem(pem.as_bytes()).unwrap_or_default();
+            Arc::new(PublicBundle {
+                roots: roots.iter().map(Certificate::to_pem).collect(),
+                root_pem: pem.to_owned(),
+                ..PublicBundle::default()
+            })
+        };
+        let bundle = watch::Sender::new(known(&trust.borrow(), &signer));
+        let told = bundle.clone();
+        tokio::spawn(async move {
+            while trust.changed().await.is_ok() {
+                told.send_replace(known(&trust.borrow_and_update(), &signer));
+            }
+        });
+        Outside { bundle }
+    }
+}
+
+#[async_trait]
+impl Signer for Outside {
+    async fn issue(&self, _: Order) -> Result<Issued, IssueError> {
+        Err(IssueError::NotReady)
+    }
+
+    fn bundle(&self) -> watch::Receiver<Arc<PublicBundle>> {
+        self.bundle.subscribe()
+    }
 }
 
 /// Signs in this process: for tests, and for programs that run no plugins.
@@ -90,7 +131,7 @@ impl InProcess {
 
 #[async_trait]
 impl Signer for InProcess {
-    async fn issue(&self, order: Order) -> Result<Vec<u8>, IssueError> {
+    async fn issue(&self, order: Order) -> Result<Issued, IssueError> {
         let authority = self.authority.clone();
         let issued = tokio::task::spawn_blocking(move || authority.issue(&order, SystemTime::now())).await;
         issued.unwrap_or(Err(IssueError::NotReady))

@@ -8,8 +8,8 @@ mod issue;
 mod verify;
 
 pub use csr::{CsrError, SigningRequest};
-pub use issue::{Leaf, leaf, self_signed_root};
-pub use verify::{ChainError, chain_to_root, check_signature};
+pub use issue::{Leaf, leaf, self_signed_root, signing_request};
+pub use verify::{ChainError, chain_to_root, check_signature, leaf_to_root};
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -88,6 +88,12 @@ impl Certificate {
         self.extension(ID_CE_BASIC_CONSTRAINTS)
             .and_then(|value| BasicConstraints::from_der(value).ok())
             .is_some_and(|constraints| constraints.ca)
+    }
+
+    /// Does it name itself as its issuer, as roots do?
+    pub fn is_self_issued(&self) -> bool {
+        let tbs = &self.parsed.tbs_certificate;
+        tbs.subject == tbs.issuer && self.is_ca()
     }
 
     /// The subject's key identifier, if it has one.

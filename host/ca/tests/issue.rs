@@ -47,7 +47,7 @@ fn csr(algorithm: &'static rcgen::SignatureAlgorithm, name: &str) -> Vec<u8> {
 }
 
 fn issued(authority: &Authority, order: &Order) -> Certificate {
-    Certificate::from_der(&authority.issue(order, SystemTime::now()).unwrap()).unwrap()
+    Certificate::from_der(&authority.issue(order, SystemTime::now()).unwrap().der).unwrap()
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn lifetimes_are_defaulted_clamped_and_refused() {
     }
     // Not longer than the signing certificate, and not at all once that has ended.
     let soon = SystemTime::now() + YEAR * 10 - Duration::from_secs(3600);
-    let leaf = Certificate::from_der(&authority.issue(&order(spki.clone(), 86_400), soon).unwrap()).unwrap();
+    let leaf = Certificate::from_der(&authority.issue(&order(spki.clone(), 86_400), soon).unwrap().der).unwrap();
     let signing = Certificate::all_from_pem(authority.bundle().signing.as_bytes()).unwrap().remove(0);
     assert_eq!(leaf.not_after(), signing.not_after());
     let late = authority.issue(&order(spki.clone(), 60), SystemTime::now() + YEAR * 11);
@@ -183,7 +183,7 @@ fn the_root_is_renewed_with_the_same_key_before_it_ends() {
     assert_eq!(old.spki(), new.spki());
     assert!(new.not_after() > old.not_after());
     // Leaves of either time verify with either root.
-    let leaf = authority.issue(&order(spki, 60), now + YEAR * 9).unwrap();
+    let leaf = authority.issue(&order(spki, 60), now + YEAR * 9).unwrap().der;
     for root in [old, new] {
         verify(&leaf, &[], &[root], now + YEAR * 9);
     }
@@ -265,7 +265,7 @@ fn plugged_files_are_taken_watched_and_judged() {
     let bundle = authority.bundle();
     assert_eq!((bundle.chain.len(), bundle.roots.len()), (2, 1));
     let spki = SigningKey::generate_p256().unwrap().spki().to_vec();
-    let leaf = authority.issue(&order(spki, 60), now).unwrap();
+    let leaf = authority.issue(&order(spki, 60), now).unwrap().der;
     verify(&leaf, &[intermediate], std::slice::from_ref(&first_root.0), now);
 
     // The same root, another intermediate.

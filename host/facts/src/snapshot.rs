@@ -9,8 +9,10 @@ use crate::endpoints::View;
 use crate::features::Environment;
 use crate::inputs::{Base, Change, Inputs};
 use crate::labels::Labels;
+use crate::pods::Pod;
 use crate::proxy;
 use crate::state::State;
+use crate::table::prefix;
 use crate::unused::{self, Unused};
 
 /// One immutable state of everything known. Cloning shares all of it.
@@ -35,6 +37,13 @@ impl FactsSnapshot {
     /// Does the operator want a namespace with these labels read, and served, at all?
     pub fn discovers_namespace(&self, labels: &Labels) -> bool {
         self.base.mesh.discovers(labels)
+    }
+
+    /// Does a pod of a service account run on a node? One that has ended does not.
+    pub fn runs_on_node(&self, node: &str, namespace: &str, service_account: &str) -> bool {
+        let on_node = prefix(&[node, namespace]);
+        let account = |pod: &Pod| if pod.account.is_empty() { "default" } else { &*pod.account } == service_account;
+        self.state.pods_on.with_prefix(&on_node).any(|(_, pod)| !pod.ended && account(pod))
     }
 
     /// The snapshot after a change, and the queries whose answers can have moved.

@@ -10,6 +10,7 @@
 //!  API server <──reviews── TokenReview, SubjectAccessReview          API server <──locks── Election
 //!  API server <──endpoints── peers
 //!  API server <──texts── Publisher, while it leads                   API server <──key── KeptSecret
+//!  API server <──roots── trust_bundle, while it leads                API server <──requests── Signing
 //! ```
 //!
 //! **Invariant:** the owner never hears half a cluster: the first update comes when every watch has listed, a list that is made
@@ -24,19 +25,24 @@ pub mod election;
 mod gather;
 mod kept;
 mod known;
+mod node_pods;
 mod peers;
 mod prune;
 mod publish;
 mod read;
 mod reviews;
+mod signing;
 mod source;
+pub mod trust_bundle;
 mod watch;
 mod watched;
 
 pub use client::{ClientError, Connection, connect};
 pub use kept::{Kept, KeptError, KeptSecret};
 pub use kube::Client;
+pub use node_pods::{NodePods, PlacedPod};
 pub use peers::{Peer, peers};
 pub use publish::{Publication, Publisher, Selects};
 pub use reviews::{Reviews, Unanswered};
+pub use signing::{Signing, SigningError};
 pub use source::{ClusterSource, Config, Progress};

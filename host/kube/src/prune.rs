@@ -57,6 +57,9 @@ fn kept(kind: &str) -> Option<&'static [&'static str]> {
 const STATUS_READ: [&str; 8] =
     ["KubernetesGateway", "ListenerSet", "Node", "Pod", "Service", "ServiceEntry", "ServiceImport", "WorkloadEntry"];
 
+/// Where the secret `cacerts` has the authority's key.
+const SIGNING_KEY: &str = "ca-key.pem";
+
 /// Copies of the object that tools leave in annotations, and who wrote which field.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
@@ -69,6 +72,12 @@ pub(crate) fn prune(object: &mut Object) {
         *body = pick(body.take(), paths);
         if kind != "Service" {
             object.annotations.retain(|key, _| key.contains("istio.io/"));
+        }
+    }
+    // The authority's signing key, should one be plugged in: the signer reads it from its files, and no proxy is served it.
+    if kind == "Secret" {
+        for values in ["data", "stringData"] {
+            body.get_mut(values).and_then(Value::as_object_mut).and_then(|data| data.shift_remove(SIGNING_KEY));
         }
     }
     if kind == "Pod"
@@ -148,6 +157,13 @@ mod tests {
             "status": {"phase": "Running", "podIPs": [{"ip": "1.1.1.1"}], "conditions": [{"type": "Ready", "status": "True"}]}});
         assert_eq!(*pod.body, want);
         assert_eq!(pod.annotations.keys().collect::<Vec<_>>(), ["proxy.istio.io/config"]);
+    }
+
+    #[test]
+    fn the_signing_key_is_not_kept() {
+        let secret =
+            pruned("Secret", json!({"data": {"ca-key.pem": "a2V5", "tls.key": "a2V5", "root-cert.pem": "Yw=="}}));
+        assert_eq!(*secret.body, json!({"data": {"tls.key": "a2V5", "root-cert.pem": "Yw=="}}));
     }
 
     #[test]

@@ -225,8 +225,25 @@ impl Cluster {
     /// # Errors
     /// When there is no such account.
     pub async fn token(&self, namespace: &str, account: &str, audience: &str) -> Result<String> {
-        let asked = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+        self.token_of(namespace, account, audience, None).await
+    }
+
+    /// A token of a service account as a pod of it (name and uid) has it.
+    ///
+    /// # Errors
+    /// When there is no such account or pod.
+    pub async fn token_of(
+        &self,
+        namespace: &str,
+        account: &str,
+        audience: &str,
+        pod: Option<(&str, &str)>,
+    ) -> Result<String> {
+        let mut asked = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
             "spec": {"audiences": [audience], "expirationSeconds": 3600}});
+        if let Some((name, uid)) = pod {
+            asked["spec"]["boundObjectRef"] = json!({"kind": "Pod", "apiVersion": "v1", "name": name, "uid": uid});
+        }
         let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
         let request = hyper::Request::post(path).header("content-type", "application/json");
         let request = request.body(asked.to_string().into_bytes()).context("a request")?;

@@ -10,6 +10,7 @@ use tonic::Code;
 use tonic::transport::Endpoint;
 use trysail::pages::{Access, Viewer};
 use trysail_ca::authenticate::{Authenticator, Authenticators, Oidc};
+use trysail_ca::trust::Trust;
 use trysail_proto::envoy::config::core::v3::Node;
 use trysail_proto::envoy::service::discovery::v3::DiscoveryRequest;
 use trysail_tests::agent::Issuer;
@@ -143,8 +144,9 @@ async fn other_namespaces_see_their_own_proxies() {
 #[tokio::test]
 async fn http_asks_for_an_identity() {
     let issuer = Issuer::new().unwrap();
-    let oidc = Oidc::new(&issuer.rule(), &["istio-ca".to_owned()], "cluster.local").unwrap();
-    let authenticators = Authenticators(vec![std::sync::Arc::new(oidc) as std::sync::Arc<dyn Authenticator>]);
+    let oidc = Oidc::new(&issuer.rule(), &["istio-ca".to_owned()], Trust::of("cluster.local").fixed()).unwrap();
+    let authenticators =
+        Authenticators { list: vec![std::sync::Arc::new(oidc) as std::sync::Arc<dyn Authenticator>], trust: None };
     let access = Access::read(&BTreeMap::new(), "istio-system");
     let peer: SocketAddr = "10.244.0.12:4711".parse().unwrap();
     let judge = async |token: Option<String>, page: &str| {

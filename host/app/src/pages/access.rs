@@ -152,7 +152,7 @@ mod tests {
     #[tokio::test]
     async fn the_own_machine_needs_no_proof() {
         let access = access(&[]);
-        let nobody = Authenticators(Vec::new());
+        let nobody = Authenticators::default();
         let from = |peer: &str| peer.parse::<SocketAddr>().unwrap();
         for own in ["127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
             assert_eq!(access.caller(&nobody, from(own), &HeaderMap::new()).await, Ok(None));

@@ -22,12 +22,15 @@ use crate::health::Health;
 use crate::metrics;
 use crate::omission::{Guard, Omissions};
 use crate::terminal::Terminal;
+use crate::trust::Followed;
 
 /// What happened since the last push.
 pub(super) enum Event {
     Source(Box<Update>),
     /// Somebody may read secrets who was not known to.
     Secrets,
+    /// Proxies are to trust other roots.
+    Roots,
     Settled,
     Plugins,
     Files,
@@ -43,6 +46,8 @@ pub(super) struct Committer {
     pub(super) health: Arc<Health>,
     /// Secrets and who may have them: not among the facts, which stages see.
     pub(super) secrets: Arc<SecretStore>,
+    /// Whom the mesh trusts: the secure port follows it.
+    pub(super) trust: Arc<Followed>,
     pub(super) files: Mutex<Files>,
     pub(super) settings: Mutex<trysail_discovery::Settings>,
     pub(super) config: Config,
@@ -91,6 +96,10 @@ impl Committer {
                     reasons.push("secret".to_owned());
                     access_moved = true;
                 }
+                Event::Roots => {
+                    reasons.push("global".to_owned());
+                    access_moved = true;
+                }
                 Event::Settled => reasons.push("unknown".to_owned()),
                 Event::Plugins => reasons.push("global".to_owned()),
                 Event::Files => {
@@ -122,6 +131,7 @@ impl Committer {
             let (files, settings) = (self.files.lock(), self.settings.lock());
             let mesh = files.mesh(&settings);
             secrets |= self.secrets.configure(&mesh);
+            self.trust.configure(&mesh, &self.terminal);
             omitted |= omissions.configure(&mesh, &self.config.settings.system_namespace);
             change.mesh = Some(mesh);
             change.networks = Some(files.networks(&settings));

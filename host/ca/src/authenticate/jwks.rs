@@ -23,7 +23,7 @@ const MAX_ANSWER: usize = 1 << 20;
 
 /// Keys could not be had.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the issuer's keys: {0}")]
+#[error("{0}")]
 pub struct FetchError(String);
 
 enum Source {
@@ -89,10 +89,10 @@ impl Keys {
                 }
             }
             if kept.fetched.is_none_or(|at| at.elapsed() > FRESH * 12) {
-                return Err(FetchError("not available".into()));
+                return Err(FetchError("the issuer's keys are not available".into()));
             }
         }
-        kept.keys.clone().ok_or_else(|| FetchError("not available".into()))
+        kept.keys.clone().ok_or_else(|| FetchError("the issuer's keys are not available".into()))
     }
 
     async fn fetch(&self) -> Result<JwkSet, FetchError> {
@@ -114,7 +114,15 @@ impl Keys {
     }
 }
 
-/// One GET without redirects.
+/// One GET without redirects, bounded in time and length.
+///
+/// # Errors
+/// Without an answer, or for one that is too long or says failure.
+pub async fn fetch(uri: &str) -> Result<Vec<u8>, FetchError> {
+    let fetched = tokio::time::timeout(PATIENCE, get(uri)).await;
+    fetched.unwrap_or_else(|_| Err(FetchError(format!("{uri}: no answer in {PATIENCE:?}"))))
+}
+
 async fn get(uri: &str) -> Result<Vec<u8>, FetchError> {
     let fail = |error: &dyn std::fmt::Display| FetchError(format!("{uri}: {error}"));
     let parsed: Uri = uri.parse().map_err(|error| fail(&error))?;

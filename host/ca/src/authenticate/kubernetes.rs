@@ -8,6 +8,7 @@ use trysail_model::identity::{PodBinding, Proof, Review};
 use trysail_model::{Caller, Identity};
 
 use super::{Authenticator, Credentials, Failure, service_account};
+use crate::trust::TrustRx;
 
 /// The API server could not be asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,8 +41,8 @@ pub struct KubernetesToken {
     pub aliases: BTreeMap<String, String>,
     /// One of these a token must be for (`TOKEN_AUDIENCES`).
     pub audiences: Vec<String>,
-    /// Trust domain of the identities.
-    pub trust_domain: String,
+    /// Says the trust domain of the identities.
+    pub trust: TrustRx,
 }
 
 #[async_trait]
@@ -79,7 +80,7 @@ impl Authenticator for KubernetesToken {
         };
         Ok(Caller {
             proof: Proof::Token,
-            identities: vec![Identity::new(&self.trust_domain, namespace, name).to_string()],
+            identities: vec![Identity::new(&self.trust.borrow().domain, namespace, name).to_string()],
             pod: Some(pod),
         })
     }
@@ -88,6 +89,7 @@ impl Authenticator for KubernetesToken {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trust::Trust;
 
     struct Fixed(Result<Review, ReviewError>);
 
@@ -119,7 +121,7 @@ mod tests {
             cluster: "Kubernetes".into(),
             aliases: [("alias".to_owned(), "Kubernetes".to_owned())].into(),
             audiences: vec!["istio-ca".into()],
-            trust_domain: "cluster.local".into(),
+            trust: Trust::of("cluster.local").fixed(),
         };
         token.authenticate(&credentials).await
     }

@@ -10,6 +10,7 @@ use tonic::server::NamedService;
 use tonic::{Code, Status};
 
 use super::{Authenticators, Credentials};
+use crate::limits::Patience;
 use crate::metrics::Metrics;
 use crate::tls::Peer;
 
@@ -18,6 +19,7 @@ use crate::tls::Peer;
 pub struct Authenticated<S> {
     inner: S,
     authenticators: Arc<Authenticators>,
+    patience: Arc<Patience>,
     /// What those hear who are not known; nothing about why.
     refusal: &'static str,
     metrics: Option<Metrics>,
@@ -25,8 +27,14 @@ pub struct Authenticated<S> {
 
 impl<S> Authenticated<S> {
     /// Puts authenticators before a service. With `metrics` requests and failures are counted as the authority's.
-    pub fn new(inner: S, authenticators: Arc<Authenticators>, refusal: &'static str, metrics: Option<Metrics>) -> Self {
-        Authenticated { inner, authenticators, refusal, metrics }
+    pub fn new(
+        inner: S,
+        authenticators: Arc<Authenticators>,
+        patience: Arc<Patience>,
+        refusal: &'static str,
+        metrics: Option<Metrics>,
+    ) -> Self {
+        Authenticated { inner, authenticators, patience, refusal, metrics }
     }
 }
 
@@ -56,18 +64,24 @@ where
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
         let (authenticators, refusal, metrics) = (self.authenticators.clone(), self.refusal, self.metrics.clone());
+        let patience = self.patience.clone();
         Box::pin(async move {
             let began = Instant::now();
             if let Some(metrics) = &metrics {
                 metrics.requested();
             }
             let credentials = Credentials::new(request.extensions().get::<Peer>(), request.headers());
+            let address = credentials.ip();
+            if !patience.admits(address).await {
+                return Ok(Status::resource_exhausted("too many failures; try again later").into_http());
+            }
             match authenticators.authenticate(&credentials).await {
                 Ok(caller) => {
                     request.extensions_mut().insert(Arc::new(caller));
                     inner.call(request).await
                 }
                 Err(failure) => {
+                    patience.failed(address);
                     if let Some(metrics) = &metrics {
                         metrics.unauthenticated();
                         metrics.called(Code::Unauthenticated, began.elapsed());

@@ -10,6 +10,7 @@ use trysail_model::{Caller, Identity};
 use super::jwks::Keys;
 use super::jwt::Token;
 use super::{Authenticator, Credentials, Failure, service_account};
+use crate::trust::TrustRx;
 
 /// The parts of Istio's `JWTRule` that count here.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -46,7 +47,7 @@ pub enum RuleError {
 pub struct Oidc {
     issuer: String,
     audiences: Vec<String>,
-    trust_domain: String,
+    trust: TrustRx,
     keys: Keys,
 }
 
@@ -55,7 +56,7 @@ impl Oidc {
     ///
     /// # Errors
     /// See [`RuleError`]. Keys that cannot be fetched now are no error: tokens are refused until they can.
-    pub fn new(rule: &str, default_audiences: &[String], trust_domain: &str) -> Result<Oidc, RuleError> {
+    pub fn new(rule: &str, default_audiences: &[String], trust: TrustRx) -> Result<Oidc, RuleError> {
         let rule: JwtRule = serde_json::from_str(rule)?;
         if rule.issuer.is_empty() {
             return Err(RuleError::Issuer);
@@ -66,7 +67,7 @@ impl Oidc {
             (true, true) => Keys::of_issuer(&rule.issuer),
         };
         let audiences = if rule.audiences.is_empty() { default_audiences.to_vec() } else { rule.audiences };
-        Ok(Oidc { issuer: rule.issuer, audiences, trust_domain: trust_domain.to_owned(), keys })
+        Ok(Oidc { issuer: rule.issuer, audiences, trust, keys })
     }
 
     async fn judge(&self, text: &str) -> Result<String, String> {
@@ -88,7 +89,7 @@ impl Authenticator for Oidc {
         let subject = self.judge(token).await.map_err(Failure)?;
         let (namespace, name) =
             service_account(&subject).ok_or_else(|| Failure("its subject is no service account".into()))?;
-        let identity = Identity::new(&self.trust_domain, namespace, name);
+        let identity = Identity::new(&self.trust.borrow().domain, namespace, name);
         Ok(Caller { proof: Proof::Token, identities: vec![identity.to_string()], pod: None })
     }
 }

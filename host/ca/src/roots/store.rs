@@ -16,6 +16,10 @@ pub type CaSecret = BTreeMap<String, Vec<u8>>;
 
 /// Name of the secret in a cluster.
 pub const SECRET_NAME: &str = "istio-ca-secret";
+/// Name of the secret with `USE_CACERTS_FOR_SELF_SIGNED_CA`: the one in which operators plug keys in.
+pub const PLUGGED_NAME: &str = "cacerts";
+/// An empty part of that secret which says that the key in it was made by the control plane.
+pub const GENERATED: &str = "istio-generated";
 /// Its type.
 pub const SECRET_TYPE: &str = "istio.io/ca-root";
 /// The signing certificate.

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 
 use super::protocol::{self, FromSigner, Place, Source, Start, ToSigner};
-use crate::authority::Authority;
+use crate::authority::{Authority, Order, PublicBundle};
 use crate::roots::{CaStore, FolderStore, MemoryStore, OpenSecret, Plugged, RootError, Roots, SelfSigned};
 
 /// Time between two looks at files and clocks.
@@ -29,16 +29,15 @@ pub fn run(open_secret: &OpenSecret) -> io::Result<()> {
 }
 
 pub(crate) fn serve(mut socket: UnixStream, open_secret: &OpenSecret) -> io::Result<()> {
-    let to_parent = Arc::new(Mutex::new(socket.try_clone()?));
-    let say = |message: FromSigner| protocol::write(&mut *to_parent.lock(), &message);
+    let to_parent = Arc::new(Parent { socket: Mutex::new(socket.try_clone()?), told: Mutex::default() });
     let Some(ToSigner::Start(start)) = protocol::read(&mut socket)? else {
         return Ok(());
     };
     let authority = match open(&start, open_secret) {
         Ok(authority) => Arc::new(authority),
-        Err(error) => return say(FromSigner::Failed(chain(&error))),
+        Err(error) => return to_parent.say(&FromSigner::Failed(chain(&error))),
     };
-    say(FromSigner::Bundle((*authority.bundle()).clone()))?;
+    to_parent.tell(&authority)?;
 
     let n_workers = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     // As many again may wait here; the rest waits in the socket, and so with those who ask.
@@ -50,11 +49,7 @@ pub(crate) fn serve(mut socket: UnixStream, open_secret: &OpenSecret) -> io::Res
             loop {
                 let next = orders_rx.lock().recv();
                 let Ok((id, order)) = next else { return };
-                let answer = match authority.issue(&order, SystemTime::now()) {
-                    Ok(der) => FromSigner::Issued { id, der },
-                    Err(error) => FromSigner::Refused { id, error },
-                };
-                if protocol::write(&mut *to_parent.lock(), &answer).is_err() {
+                if to_parent.answer(&authority, id, &order).is_err() {
                     return;
                 }
             }
@@ -78,14 +73,60 @@ pub(crate) fn serve(mut socket: UnixStream, open_secret: &OpenSecret) -> io::Res
     }
 }
 
-fn maintain(authority: &Authority, to_parent: &Mutex<UnixStream>) {
+/// The way to the control plane.
+struct Parent {
+    socket: Mutex<UnixStream>,
+    /// The bundle that it was told last; whoever changes it holds the lock until the message is written.
+    told: Mutex<Option<Arc<PublicBundle>>>,
+}
+
+impl Parent {
+    fn say(&self, message: &FromSigner) -> io::Result<()> {
+        protocol::write(&mut *self.socket.lock(), message)
+    }
+
+    fn tell(&self, authority: &Authority) -> io::Result<()> {
+        self.tell_locked(&mut self.told.lock(), authority)
+    }
+
+    fn tell_locked(&self, told: &mut Option<Arc<PublicBundle>>, authority: &Authority) -> io::Result<()> {
+        let bundle = authority.bundle();
+        if told.as_ref().is_some_and(|told| Arc::ptr_eq(told, &bundle)) {
+            return Ok(());
+        }
+        self.say(&FromSigner::Bundle((*bundle).clone()))?;
+        *told = Some(bundle);
+        Ok(())
+    }
+
+    /// Signs and answers. The control plane takes a leaf to be of the bundle that it was told last, so a leaf of another one is
+    /// made anew.
+    fn answer(&self, authority: &Authority, id: u64, order: &Order) -> io::Result<()> {
+        loop {
+            let issued = match authority.issue(order, SystemTime::now()) {
+                Ok(issued) => issued,
+                Err(error) => return self.say(&FromSigner::Refused { id, error }),
+            };
+            let mut told = self.told.lock();
+            self.tell_locked(&mut told, authority)?;
+            if told.as_ref().is_some_and(|told| Arc::ptr_eq(told, &issued.bundle)) {
+                return self.say(&FromSigner::Issued { id, der: issued.der });
+            }
+        }
+    }
+}
+
+fn maintain(authority: &Authority, to_parent: &Parent) {
     let mut last = String::new();
     loop {
         thread::sleep(TICK);
         let message = match authority.maintain(SystemTime::now()) {
             Ok(true) => {
                 last.clear();
-                FromSigner::Bundle((*authority.bundle()).clone())
+                match to_parent.tell(authority) {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                }
             }
             Ok(false) => continue,
             Err(error) => {
@@ -97,7 +138,7 @@ fn maintain(authority: &Authority, to_parent: &Mutex<UnixStream>) {
                 FromSigner::Warning(text)
             }
         };
-        if protocol::write(&mut *to_parent.lock(), &message).is_err() {
+        if to_parent.say(&message).is_err() {
             return;
         }
     }

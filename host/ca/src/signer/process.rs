@@ -18,7 +18,7 @@ use tonic::async_trait;
 
 use super::Signer;
 use super::protocol::{self, FromSigner, Start, ToSigner};
-use crate::authority::{IssueError, Order, PublicBundle};
+use crate::authority::{IssueError, Issued, Order, PublicBundle};
 
 /// How long one certificate may take before the caller is told that there is none.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -49,7 +49,7 @@ pub struct SignerProcess {
 }
 
 /// Where the answer to a question goes.
-type Waiting = oneshot::Sender<Result<Vec<u8>, IssueError>>;
+type Waiting = oneshot::Sender<Result<Issued, IssueError>>;
 
 struct Shared {
     /// Where orders go; replaced when the process is.
@@ -88,7 +88,7 @@ impl SignerProcess {
 
 #[async_trait]
 impl Signer for SignerProcess {
-    async fn issue(&self, order: Order) -> Result<Vec<u8>, IssueError> {
+    async fn issue(&self, order: Order) -> Result<Issued, IssueError> {
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let not_ready = |_| IssueError::NotReady;
         let frame = protocol::encode(&ToSigner::Issue { id, order }).map_err(not_ready)?;
@@ -212,7 +212,11 @@ async fn carry(shared: &std::sync::Weak<Shared>, running: Running, orders_rx: &m
                 let Some(shared) = shared.upgrade() else { return false };
                 match message {
                     FromSigner::Bundle(bundle) => drop(shared.bundle.send_replace(Arc::new(bundle))),
-                    FromSigner::Issued { id, der } => answer(&shared, id, Ok(der)),
+                    // The signer says the bundle before what it signs by it, so it is the one that came last.
+                    FromSigner::Issued { id, der } => {
+                        let bundle = shared.bundle.borrow().clone();
+                        answer(&shared, id, Ok(Issued { der, bundle }));
+                    }
                     FromSigner::Refused { id, error } => answer(&shared, id, Err(error)),
                     FromSigner::Warning(text) => tracing::warn!(reason = text, "the signer keeps what it has"),
                     FromSigner::Failed(text) => {
@@ -228,7 +232,7 @@ async fn carry(shared: &std::sync::Weak<Shared>, running: Running, orders_rx: &m
     }
 }
 
-fn answer(shared: &Shared, id: u64, answer: Result<Vec<u8>, IssueError>) {
+fn answer(shared: &Shared, id: u64, answer: Result<Issued, IssueError>) {
     if let Some(waiting) = shared.waiting.lock().remove(&id) {
         // Its caller may have left.
         let _ = waiting.send(answer);

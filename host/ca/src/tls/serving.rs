@@ -12,8 +12,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use super::{SpiffeVerifier, TlsOptions, TrustBundles};
 use crate::authority::{IssueError, Lifetime, Order, PublicBundle};
 use crate::key::{KeyError, SigningKey};
+use crate::registration::Registration;
 use crate::signer::Signer;
-use crate::x509::{Certificate, time_to_renewal};
+use crate::trust::{Trust, TrustRx};
+use crate::x509::{Certificate, signing_request, time_to_renewal};
 
 /// The last part of its life, in percent, in which the certificate is renewed; istiod's `defaultCertGracePeriodRatio`.
 const GRACE_PERCENT: u32 = 50;
@@ -27,12 +29,47 @@ pub struct ServingConfig {
     pub options: TlsOptions,
     /// DNS names of the certificate.
     pub names: Vec<String>,
-    /// Certificate and key in files (`--tlsCertFile`, `--tlsKeyFile`), in place of one of our own.
-    pub files: Option<(PathBuf, PathBuf)>,
-    /// Trust domain whose clients our own roots vouch for.
-    pub trust_domain: String,
-    /// Roots of other trust domains.
-    pub other_roots: TrustBundles,
+    /// Where it comes from.
+    pub source: ServingSource,
+    /// The trust domain, under all of its names, whose clients our own roots vouch for.
+    pub trust: TrustRx,
+    /// Roots of the mesh configuration vouch for them too: all with `ISTIO_MULTIROOT_MESH`, those of external signers where
+    /// these sign for workloads.
+    pub anchors: Anchors,
+    /// Further roots that do, PEM.
+    pub more_roots: Vec<String>,
+}
+
+/// Which roots of the mesh configuration count for clients of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Anchors {
+    /// None.
+    None,
+    /// Those of external signers.
+    OfSigners,
+    /// All of our own trust domain.
+    All,
+}
+
+/// Where our own certificate comes from.
+#[derive(Clone)]
+pub enum ServingSource {
+    /// Our own authority.
+    Own,
+    /// Certificate and key in files (`--tlsCertFile`, `--tlsKeyFile`).
+    Files(PathBuf, PathBuf),
+    /// An external signer of that name.
+    External(Arc<Registration>, String),
+}
+
+impl std::fmt::Debug for ServingSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ServingSource::Own => f.write_str("our own authority"),
+            ServingSource::Files(certificate, _) => write!(f, "{}", certificate.display()),
+            ServingSource::External(_, name) => write!(f, "signer {name}"),
+        }
+    }
 }
 
 /// There is nothing to serve with.
@@ -77,6 +114,7 @@ pub fn serving_names(namespace: &str, revision: &str, extra: &[String]) -> Vec<S
 /// What a made configuration came from, to see when it is old.
 struct Made {
     bundle: Arc<PublicBundle>,
+    trust: Arc<Trust>,
     /// The files' contents; empty without.
     files: (Vec<u8>, Vec<u8>),
     leaf: Option<Certificate>,
@@ -123,26 +161,33 @@ pub async fn watch_serving(
 }
 
 async fn is_old(config: &ServingConfig, made: &Made, bundle: &Arc<PublicBundle>) -> bool {
-    if made.bundle != *bundle {
+    if made.bundle != *bundle || made.trust != *config.trust.borrow() {
         return true;
     }
-    match &config.files {
+    match &config.source {
         // Unreadable files are not newer ones.
-        Some((certificate, key)) => match (tokio::fs::read(certificate).await, tokio::fs::read(key).await) {
-            (Ok(certificate), Ok(key)) => (certificate, key) != made.files,
-            _ => false,
-        },
-        None => {
+        ServingSource::Files(certificate, key) => {
+            match (tokio::fs::read(certificate).await, tokio::fs::read(key).await) {
+                (Ok(certificate), Ok(key)) => (certificate, key) != made.files,
+                _ => false,
+            }
+        }
+        ServingSource::Own | ServingSource::External(..) => {
             made.leaf.as_ref().is_some_and(|leaf| time_to_renewal(leaf, GRACE_PERCENT, SystemTime::now()).is_zero())
         }
     }
 }
 
 async fn make(config: &ServingConfig, signer: &dyn Signer) -> Result<(ServerConfig, Made), ServingError> {
-    let bundle = { signer.bundle().borrow().clone() };
-    let mut made = Made { bundle: bundle.clone(), files: Default::default(), leaf: None };
-    let (chain, key) = match &config.files {
-        Some((certificate, key)) => {
+    let mut bundle = { signer.bundle().borrow().clone() };
+    let trust = { config.trust.borrow().clone() };
+    let mut made = Made { bundle: bundle.clone(), trust: trust.clone(), files: Default::default(), leaf: None };
+    let own_key = |key: &SigningKey| {
+        let key = PrivateKeyDer::from_pem_slice(key.to_pem().as_bytes());
+        key.map_err(|error| KeyError::Unusable(error.to_string()))
+    };
+    let (chain, key) = match &config.source {
+        ServingSource::Files(certificate, key) => {
             let failed = |path: &PathBuf, reason: String| ServingError::File { path: path.clone(), reason };
             let read =
                 async |path: &PathBuf| tokio::fs::read(path).await.map_err(|error| failed(path, error.to_string()));
@@ -153,7 +198,16 @@ async fn make(config: &ServingConfig, signer: &dyn Signer) -> Result<(ServerConf
                 PrivateKeyDer::from_pem_slice(&made.files.1).map_err(|error| failed(key, error.to_string()))?;
             (chain, key_der)
         }
-        None => {
+        ServingSource::External(registration, name) => {
+            let key = SigningKey::generate_p256()?;
+            let request = signing_request(&config.names, &key)?;
+            let chain = registration.serving(&request, key.spki(), &config.names, name).await?;
+            let chain = chain.iter().flat_map(|pem| CertificateDer::pem_slice_iter(pem.as_bytes()));
+            let chain: Vec<CertificateDer<'static>> = chain.filter_map(Result::ok).collect();
+            made.leaf = chain.first().and_then(|leaf| Certificate::from_der(leaf).ok());
+            (chain, own_key(&key)?)
+        }
+        ServingSource::Own => {
             let key = SigningKey::generate_p256()?;
             let order = Order {
                 spki: key.spki().to_vec(),
@@ -161,21 +215,28 @@ async fn make(config: &ServingConfig, signer: &dyn Signer) -> Result<(ServerConf
                 common_name: false,
                 lifetime: Lifetime::Serving,
             };
-            let leaf = signer.issue(order).await?;
-            made.leaf = Certificate::from_der(&leaf).ok();
-            let mut chain = vec![CertificateDer::from(leaf)];
+            let issued = signer.issue(order).await?;
+            made.leaf = Certificate::from_der(&issued.der).ok();
+            bundle = issued.bundle;
+            made.bundle = bundle.clone();
+            let mut chain = vec![CertificateDer::from(issued.der)];
             for pem in &bundle.chain {
                 chain.extend(CertificateDer::pem_slice_iter(pem.as_bytes()).filter_map(Result::ok));
             }
-            let key = PrivateKeyDer::from_pem_slice(key.to_pem().as_bytes());
-            (chain, key.map_err(|error| KeyError::Unusable(error.to_string()))?)
+            (chain, own_key(&key)?)
         }
     };
-    let mut trust = config.other_roots.clone();
-    trust.roots.entry(config.trust_domain.clone()).or_default().extend(bundle.roots.iter().cloned());
-    trust.crl_pem.push_str(&bundle.crl_pem);
+    let anchors = trust.own_anchors().filter(|anchor| match config.anchors {
+        Anchors::None => false,
+        Anchors::OfSigners => !anchor.signers.is_empty(),
+        Anchors::All => true,
+    });
+    let anchors = anchors.map(|anchor| &anchor.pem);
+    let roots: Vec<String> = bundle.roots.iter().chain(anchors).chain(&config.more_roots).cloned().collect();
+    let roots = trust.names().map(|domain| (domain.to_owned(), roots.clone())).collect();
+    let trusted = TrustBundles { roots, crl_pem: bundle.crl_pem.clone() };
     let provider = Arc::new(config.options.provider.clone());
-    let verifier = SpiffeVerifier::new(&trust, provider.clone());
+    let verifier = SpiffeVerifier::new(&trusted, provider.clone());
     let mut server = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&config.options.versions)?
         .with_client_cert_verifier(Arc::new(verifier))

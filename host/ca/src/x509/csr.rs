@@ -1,9 +1,14 @@
 //! Certificate signing requests. Of one only the public key counts: who asks is known from elsewhere.
 
-use const_oid::db::rfc4519::COMMON_NAME;
+use const_oid::db::rfc4519::{COMMON_NAME, ORGANIZATION_NAME};
+use const_oid::db::rfc5280::ID_CE_SUBJECT_ALT_NAME;
+use const_oid::db::rfc5912::ID_EXTENSION_REQ;
 use der::asn1::BitString;
 use der::{Decode, Encode, Reader, SliceReader};
 use spki::AlgorithmIdentifierOwned;
+use x509_cert::ext::Extensions;
+use x509_cert::ext::pkix::SubjectAltName;
+use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::request::CertReqInfo;
 
 use super::verify::check_signature;
@@ -23,6 +28,9 @@ pub enum CsrError {
     /// It is not signed by the key that it names: whoever sent it need not have that key.
     #[error("certificate signing request is not signed by its own key")]
     Signature,
+    /// It asks for something else than the caller's names, which matters where somebody signs it as it is.
+    #[error("unable to validate SAN Identities in CSR")]
+    Names,
 }
 
 /// A request that is well-formed and signed by the key in it.
@@ -32,6 +40,17 @@ pub struct SigningRequest {
     pub spki: Vec<u8>,
     /// The request's subject has a common name; istiod then puts one into the certificate, though not that one.
     pub has_common_name: bool,
+    /// What it asks for.
+    wishes: Wishes,
+}
+
+/// What a request asks for beside a certificate of its key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Wishes {
+    /// The URIs among the alternative names.
+    uris: Vec<String>,
+    /// A subject, other names, other extensions or attributes, or what cannot be read.
+    others: bool,
 }
 
 impl SigningRequest {
@@ -64,7 +83,53 @@ impl SigningRequest {
             .iter()
             .flat_map(|rdn| rdn.0.iter())
             .any(|attribute| attribute.oid == COMMON_NAME && !attribute.value.value().is_empty());
-        Ok(SigningRequest { spki, has_common_name })
+        let wishes = Wishes::of(&info);
+        Ok(SigningRequest { spki, has_common_name, wishes })
+    }
+
+    /// Checks that it asks for names of that list and nothing else, as proxies' requests do.
+    ///
+    /// # Errors
+    /// [`CsrError::Names`] if not.
+    pub fn check_names(&self, names: &[String]) -> Result<(), CsrError> {
+        let Wishes { uris, others } = &self.wishes;
+        // Istio's agents and ztunnel ask for one; who asks for none would get a certificate of nobody.
+        let [uri] = &uris[..] else { return Err(CsrError::Names) };
+        if !others && names.contains(uri) { Ok(()) } else { Err(CsrError::Names) }
+    }
+}
+
+impl Wishes {
+    fn of(info: &CertReqInfo) -> Wishes {
+        let mut wishes = Wishes::default();
+        // Istio's agent writes an organisation without a name.
+        let attributes = info.subject.0.iter().flat_map(|rdn| rdn.0.iter());
+        wishes.others |=
+            attributes.into_iter().any(|one| one.oid != ORGANIZATION_NAME || !one.value.value().is_empty());
+        for attribute in info.attributes.iter() {
+            let extensions = match (attribute.oid == ID_EXTENSION_REQ, attribute.values.get(0)) {
+                (true, Some(value)) if attribute.values.len() == 1 => value.decode_as::<Extensions>(),
+                _ => {
+                    wishes.others = true;
+                    continue;
+                }
+            };
+            let Ok(extensions) = extensions else {
+                wishes.others = true;
+                continue;
+            };
+            for extension in extensions {
+                let names = SubjectAltName::from_der(extension.extn_value.as_bytes());
+                match names.ok().filter(|_| extension.extn_id == ID_CE_SUBJECT_ALT_NAME) {
+                    Some(names) => names.0.into_iter().for_each(|name| match name {
+                        GeneralName::UniformResourceIdentifier(uri) => wishes.uris.push(uri.as_str().to_owned()),
+                        _ => wishes.others = true,
+                    }),
+                    None => wishes.others = true,
+                }
+            }
+        }
+        wishes
     }
 }
 

@@ -8,9 +8,11 @@ use aws_lc_rs::digest;
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use const_oid::ObjectIdentifier;
 use const_oid::db::rfc5280::{ID_KP_CLIENT_AUTH, ID_KP_SERVER_AUTH};
-use der::asn1::{BitString, GeneralizedTime, Ia5String, OctetString, UtcTime};
+use const_oid::db::rfc5912::ID_EXTENSION_REQ;
+use der::asn1::{Any, BitString, GeneralizedTime, Ia5String, OctetString, SetOfVec, UtcTime};
 use der::{Decode, Encode};
 use spki::SubjectPublicKeyInfoOwned;
+use x509_cert::attr::Attribute;
 use x509_cert::ext::Extension;
 use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{
@@ -18,11 +20,12 @@ use x509_cert::ext::pkix::{
     SubjectKeyIdentifier,
 };
 use x509_cert::name::{Name, RdnSequence};
+use x509_cert::request::{CertReq, CertReqInfo};
 use x509_cert::serial_number::SerialNumber;
 use x509_cert::time::{Time, Validity};
 use x509_cert::{Certificate as Written, TbsCertificate, Version};
 
-use super::Certificate;
+use super::{Certificate, to_pem};
 use crate::key::{KeyError, SigningKey};
 
 /// A leaf to issue.
@@ -108,6 +111,28 @@ pub fn self_signed_root(
     sign(tbs, key)
 }
 
+/// A request for a certificate of these names (as in [`Leaf::names`]) for a key of our own, PEM.
+///
+/// # Errors
+/// When a name cannot be put into a request, or signing fails.
+pub fn signing_request(names: &[String], key: &SigningKey) -> Result<String, KeyError> {
+    let names = names.iter().map(|name| general_name(name)).collect::<Result<Vec<_>, _>>()?;
+    let extensions = vec![extension(false, &SubjectAltName(names))?];
+    let mut values = SetOfVec::new();
+    values.insert(Any::encode_from(&extensions)?)?;
+    let mut attributes = SetOfVec::new();
+    attributes.insert(Attribute { oid: ID_EXTENSION_REQ, values })?;
+    let info = CertReqInfo {
+        version: x509_cert::request::Version::V1,
+        subject: Name::default(),
+        public_key: SubjectPublicKeyInfoOwned::from_der(key.spki())?,
+        attributes,
+    };
+    let signature = BitString::from_bytes(&key.sign(&info.to_der()?)?)?;
+    let request = CertReq { info, algorithm: key.algorithm(), signature };
+    Ok(to_pem("CERTIFICATE REQUEST", &request.to_der()?))
+}
+
 fn sign(tbs: TbsCertificate, key: &SigningKey) -> Result<Certificate, KeyError> {
     let message = tbs.to_der()?;
     let signature = BitString::from_bytes(&key.sign(&message)?)?;
@@ -138,7 +163,7 @@ fn common_name(name: &str) -> der::Result<Name> {
 
 /// A name of one attribute; printable text where that is enough, as Go writes it.
 fn attribute(kind: &str, value: &str) -> der::Result<Name> {
-    use der::asn1::{Any, PrintableString, SetOfVec, Utf8StringRef};
+    use der::asn1::{PrintableString, Utf8StringRef};
     use x509_cert::attr::AttributeTypeAndValue;
     use x509_cert::name::RelativeDistinguishedName;
     const ORGANIZATION: ObjectIdentifier = const_oid::db::rfc4519::ORGANIZATION_NAME;

@@ -98,6 +98,27 @@ pub fn chain_to_root(
     Err(ChainError::NoPath(subject(signing)))
 }
 
+/// Checks that a leaf leads to one of the roots, through authorities.
+///
+/// # Errors
+/// See [`ChainError`].
+pub fn leaf_to_root(
+    leaf: &Certificate,
+    intermediates: &[Certificate],
+    roots: &[Certificate],
+    now: SystemTime,
+) -> Result<(), ChainError> {
+    if !leaf.is_valid_at(now) {
+        return Err(ChainError::Time(subject(leaf)));
+    }
+    let issues = |issuer: &&Certificate| issuer.is_ca() && issuer.is_valid_at(now) && is_issued_by(leaf, issuer);
+    if roots.iter().any(|root| issues(&root)) {
+        return Ok(());
+    }
+    let issuer = intermediates.iter().find(issues).ok_or_else(|| ChainError::NoPath(subject(leaf)))?;
+    chain_to_root(issuer, intermediates, roots, now)
+}
+
 fn is_issued_by(certificate: &Certificate, issuer: &Certificate) -> bool {
     let (tbs, issuer_tbs) = (&certificate.parsed.tbs_certificate, &issuer.parsed.tbs_certificate);
     if tbs.issuer != issuer_tbs.subject {

@@ -1,0 +1,12 @@
+//! Messages of CreateCertificate.
+#![no_main]
+#![allow(dead_code, reason = "the other entry points")]
+
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../../../host/ca/tests/support/entries.rs"]
+mod entries;
+
+fuzz_target!(|input: &[u8]| {
+    entries::create_certificate(input);
+});

@@ -1,0 +1,12 @@
+//! Certificates that a gateway forwards in a header.
+#![no_main]
+#![allow(dead_code, reason = "the other entry points")]
+
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../../../host/ca/tests/support/entries.rs"]
+mod entries;
+
+fuzz_target!(|input: &str| {
+    entries::forwarded(input);
+});
