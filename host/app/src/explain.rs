@@ -17,14 +17,15 @@ const TEMPLATES: &str = "inject.istio.io/templates";
 /// When the pod has no address.
 pub fn proxy_of(pod: &Object) -> Result<Proxy> {
     let (name, namespace) = (&*pod.reference.name, &*pod.reference.namespace);
-    let address = pod.status().get("podIP").and_then(Value::as_str).unwrap_or_default();
-    let account = pod.spec().get("serviceAccountName").and_then(Value::as_str).unwrap_or("default");
+    let (status, spec) = (pod.status(), pod.spec());
+    let address = status.get("podIP").and_then(Value::as_str).unwrap_or_default();
+    let account = spec.get("serviceAccountName").and_then(Value::as_str).unwrap_or("default");
     let templates = pod.annotations.get(TEMPLATES).map(String::as_str).unwrap_or_default();
     let kind = if templates.split(',').any(|template| template == "gateway") { "router" } else { "sidecar" };
     let metadata = serde_json::json!({
         "NAME": name,
         "NAMESPACE": namespace,
-        "LABELS": pod.labels,
+        "LABELS": *pod.labels,
         "SERVICE_ACCOUNT": account,
         "CLUSTER_ID": "Kubernetes",
         "ISTIO_VERSION": crate::version::ISTIO,

@@ -274,7 +274,7 @@ mod tests {
                 creation_nanos: 0,
                 labels: Default::default(),
                 annotations: Default::default(),
-                body: Arc::default(),
+                body: serde_json::Value::Null.into(),
                 origin: "test".into(),
             })
         };

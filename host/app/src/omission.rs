@@ -110,7 +110,7 @@ impl Omissions {
         if !targets.is_empty() {
             return targets.iter().any(|target| self.is_target(target, namespace, proxy));
         }
-        if &*object.reference.kind == "EnvoyFilter" && !patches(spec, is_gateway) {
+        if &*object.reference.kind == "EnvoyFilter" && !patches(&spec, is_gateway) {
             return false;
         }
         let selector = spec.pointer("/selector/matchLabels").or_else(|| spec.pointer("/workloadSelector/labels"));
@@ -279,9 +279,9 @@ mod tests {
             reference: ObjectRef::new(kind, namespace, "a"),
             api_version: "v1".into(),
             creation_nanos: 0,
-            labels: BTreeMap::new(),
-            annotations: BTreeMap::new(),
-            body: Arc::new(json!({"spec": spec})),
+            labels: Arc::default(),
+            annotations: Arc::default(),
+            body: json!({"spec": spec}).into(),
             origin: "test".into(),
         })
     }

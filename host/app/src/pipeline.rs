@@ -175,8 +175,9 @@ pub const READ_KINDS: [&str; 17] = [
 ];
 
 /// The objects that stages may ask about. **Invariant:** secrets are not among them.
-pub fn for_stages(objects: &[Arc<trysail_model::Object>]) -> Vec<Arc<trysail_model::Object>> {
-    objects.iter().filter(|object| !trysail_ca::sds::is_secret(&object.reference)).cloned().collect()
+pub fn for_stages(mut objects: Vec<Arc<trysail_model::Object>>) -> Vec<Arc<trysail_model::Object>> {
+    objects.retain(|object| !trysail_ca::sds::is_secret(&object.reference));
+    objects
 }
 
 /// Stages, and the sandbox they run in.

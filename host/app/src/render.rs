@@ -93,7 +93,7 @@ pub fn inputs(folder: &Folder) -> Inputs {
         .flatten()
         .map(|(name, value)| (name.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned)));
     Inputs {
-        objects: pipeline::for_stages(&folder.objects),
+        objects: pipeline::for_stages(folder.objects.clone()),
         mesh: value(&folder.settings.mesh),
         networks: value(&folder.settings.networks),
         environment: env.collect(),

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use trysail_ca::authenticate::Authenticators;
 use trysail_ca::sds::{Access as SecretAccess, SecretStore};
 use trysail_discovery::Status;
+use trysail_discovery::Update;
 use trysail_facts::{FactsSnapshot, Inputs, Settings};
 use trysail_kube::{NodePods, Reviews, Signing};
 use trysail_model::ids::type_urls;
@@ -185,21 +186,15 @@ pub async fn run(
         () = &mut shutdown => return Ok(()),
     };
     health.has(SOURCE);
+    let Update { added, settings, status, .. } = first;
     let Source { client, mut updates_rx, .. } = source;
-    for rejection in &first.status.rejections {
+    for rejection in &status.rejections {
         terminal.problem(&format!("refused: {rejection}"));
     }
-    terminal.loaded(&config.place, &first.status);
+    terminal.loaded(&config.place, &status);
 
     let files = Files::read(&config);
-    let mesh = files.mesh(&first.settings);
-    let inputs = Inputs {
-        objects: pipeline::for_stages(&first.added),
-        mesh: mesh.clone(),
-        networks: files.networks(&first.settings),
-        environment: environment.all(),
-        settings: config.settings.clone(),
-    };
+    let mesh = files.mesh(&settings);
     let access = client.clone().map(|client| {
         let events = events_tx.clone();
         let moved = move || drop(events.send(vec![Event::Secrets]));
@@ -208,7 +203,25 @@ pub async fn run(
     let trust = Arc::new(Followed::new(&mesh, &terminal));
     let secrets = Arc::new(SecretStore::new(access));
     secrets.configure(&mesh);
-    secrets.apply(first.added.iter().map(|object| (&object.reference, Some(object))));
+    let registry = Registry::new();
+    let commits = metrics::Commits::register(&registry).context("metrics")?;
+    status.rejections.iter().for_each(|rejection| commits.refused(rejection.object.as_ref()));
+    let mut omissions = Omissions::accepting(config.accept_untranslated.clone());
+    omissions.configure(&mesh, &config.settings.system_namespace);
+    {
+        let all = || added.iter().map(|object| (&object.reference, Some(object)));
+        secrets.apply(all());
+        omissions.apply(all());
+        commits.changes(&FactsSnapshot::new(Inputs::default()), all());
+    }
+    report_omissions(&omissions, &terminal, &health);
+    let inputs = Inputs {
+        objects: pipeline::for_stages(added),
+        mesh: mesh.clone(),
+        networks: files.networks(&settings),
+        environment: environment.all(),
+        settings: config.settings.clone(),
+    };
     let began = Instant::now();
     let settled = events_tx.clone();
     let options = Options {
@@ -238,7 +251,6 @@ pub async fn run(
     };
     terminal.say(&format!("stages ready in {} ms", began.elapsed().as_millis()));
 
-    let registry = Registry::new();
     let facts = Arc::new(ArcSwap::from_pointee(snapshot));
     let mut trust_bundle: Option<Arc<Combined>> = None;
     let secure = match secure {
@@ -283,15 +295,8 @@ pub async fn run(
     engine.counters().register(&registry).context("metrics")?;
     registry.register(Box::new(EngineCollector::new(engine.clone()))).context("metrics")?;
     metrics::register_process(&registry).context("metrics")?;
-    let commits = metrics::Commits::register(&registry).context("metrics")?;
-    first.status.rejections.iter().for_each(|rejection| commits.refused(rejection.object.as_ref()));
-    commits.changes(&FactsSnapshot::new(Inputs::default()), first.added.iter().map(|o| (&o.reference, Some(o))));
-    let mut omissions = Omissions::accepting(config.accept_untranslated.clone());
-    omissions.configure(&mesh, &config.settings.system_namespace);
-    omissions.apply(first.added.iter().map(|object| (&object.reference, Some(object))));
-    report_omissions(&omissions, &terminal, &health);
     let report = Arc::new(Mutex::new(Report {
-        folder: first.status.clone(),
+        folder: status.clone(),
         untranslated: omissions.objects().cloned().collect(),
         plugins: Vec::new(),
         revision: engine.revision(),
@@ -350,7 +355,7 @@ pub async fn run(
         report,
         metrics: commits,
         terminal: terminal.clone(),
-        settings: Mutex::new(first.settings.clone()),
+        settings: Mutex::new(settings.clone()),
         served: Mutex::new(engine.revision()),
         collected: Mutex::new(0),
     });

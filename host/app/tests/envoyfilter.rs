@@ -3,7 +3,6 @@
 //! The cases are not part of this repository. `TRYSAIL_CORPUS` says where they are; without them the test passes and says so.
 
 use std::any::Any;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{env, fs};
@@ -71,9 +70,9 @@ fn object(document: &Value) -> Arc<Object> {
         reference: ObjectRef::new("EnvoyFilter", text("namespace"), text("name")),
         api_version: "networking.istio.io/v1alpha3".into(),
         creation_nanos: seconds * 1_000_000_000,
-        labels: BTreeMap::new(),
-        annotations: BTreeMap::new(),
-        body: Arc::new(document.clone()),
+        labels: Arc::default(),
+        annotations: Arc::default(),
+        body: document.clone().into(),
         origin: "case".into(),
     })
 }

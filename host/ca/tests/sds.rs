@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot begin has failed")]
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -18,9 +17,9 @@ fn object(kind: &str, namespace: &str, name: &str, body: Value) -> Arc<Object> {
         reference: ObjectRef::new(kind, namespace, name),
         api_version: "v1".into(),
         creation_nanos: 0,
-        labels: BTreeMap::new(),
-        annotations: BTreeMap::new(),
-        body: Arc::new(body),
+        labels: Arc::default(),
+        annotations: Arc::default(),
+        body: body.into(),
         origin: "test".into(),
     })
 }

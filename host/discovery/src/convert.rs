@@ -230,9 +230,9 @@ impl Reader<'_> {
             reference: reference.clone(),
             api_version: api_version.into(),
             creation_nanos: metadata.creation_nanos,
-            labels,
-            annotations: metadata.annotations,
-            body: Arc::new(body),
+            labels: Arc::new(labels),
+            annotations: Arc::new(metadata.annotations),
+            body: body.into(),
             origin: self.origin(),
         };
         if violations.is_empty() {
@@ -254,7 +254,8 @@ impl Reader<'_> {
             return;
         }
         for (key, kind) in [("mesh", MESH_CONFIG), ("meshNetworks", MESH_NETWORKS)] {
-            let Some(text) = object.body.get("data").and_then(|data| data.get(key)).and_then(Value::as_str) else {
+            let data = object.body.part("data");
+            let Some(text) = data.get(key).and_then(Value::as_str) else {
                 continue;
             };
             let field = join(prefix, &format!("data[{key}]"));
@@ -281,9 +282,9 @@ impl Reader<'_> {
             reference: reference.clone(),
             api_version: "v1alpha1".into(),
             creation_nanos: 0,
-            labels: BTreeMap::new(),
-            annotations: BTreeMap::new(),
-            body: Arc::new(value),
+            labels: Arc::default(),
+            annotations: Arc::default(),
+            body: value.into(),
             origin: self.origin(),
         };
         if violations.is_empty() {

@@ -144,7 +144,7 @@ mod tests {
         let input = convert::read_file("a.yaml", text, &Config::default());
         assert_eq!(input.claims[0].refusals, []);
         let object = input.claims[0].object.as_ref().expect("is taken");
-        Value::clone(&object.body)
+        object.body.read().into_owned()
     }
 
     #[test]

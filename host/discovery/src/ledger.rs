@@ -135,7 +135,7 @@ impl Ledger {
             let from = ObjectRef::new(kind, "", "");
             // A file's setting has no namespace and so comes first.
             let first = self.objects.range(from..).next().filter(|(reference, _)| &*reference.kind == kind);
-            first.map(|(_, object)| object.body.clone())
+            first.map(|(_, object)| object.body.tree())
         };
         Settings {
             mesh: find(MESH_CONFIG),

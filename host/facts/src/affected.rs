@@ -371,7 +371,7 @@ fn endpoint_facet(service: &Option<Arc<Service>>) -> Option<impl PartialEq + use
         (
             service.order.clone(),
             (record.ports.clone(), record.resolution, record.addresses.clone(), record.subject_alt_names.clone()),
-            (service.selector.clone(), record.labels.clone()),
+            (service.selector().cloned(), record.labels.clone()),
         )
     })
 }
@@ -380,7 +380,7 @@ fn endpoint_facet(service: &Option<Arc<Service>>) -> Option<impl PartialEq + use
 fn target_facet(service: &Option<Arc<Service>>) -> Option<impl PartialEq + use<>> {
     service.as_ref().map(|service| {
         let record = &service.record;
-        let rest = (service.selector.clone(), service.transports.clone(), record.addresses.clone());
+        let rest = (service.selector().cloned(), service.transports.clone(), record.addresses.clone());
         (service.order.clone(), record.ports.clone(), record.resolution, rest)
     })
 }
@@ -464,20 +464,19 @@ fn slices_of(pod: &Pod, old: View<'_>, new: View<'_>) -> Vec<Arc<Slice>> {
 
 /// Pods on the nodes whose locality moved.
 fn pods_on_nodes(touched: &Touched, old: View<'_>, new: View<'_>) -> Vec<Arc<Pod>> {
-    let mut found = Vec::new();
-    for node in &touched.nodes {
-        let on_node = prefix(&[node]);
-        for view in [old, new] {
-            found.extend(view.state.pods_on.with_prefix(&on_node).map(|(_, pod)| pod.clone()));
-        }
+    if touched.nodes.is_empty() {
+        return Vec::new();
     }
-    found
+    let nodes: BTreeSet<&str> = touched.nodes.iter().map(String::as_str).collect();
+    // Rare enough to look at all pods.
+    let pods = [old, new].into_iter().flat_map(|view| view.state.pods.iter()).map(|(_, pod)| pod);
+    pods.filter(|pod| nodes.contains(&*pod.node)).cloned().collect()
 }
 
 /// Addresses whose targets a Kubernetes service can be: of pods and WorkloadEntries that it selects, and of its slices.
 fn selected_addresses(service: &Service, view: View<'_>, addresses: &mut BTreeSet<String>) {
     let in_namespace = prefix(&[service.namespace()]);
-    if let Some(selector) = &service.selector {
+    if let Some(selector) = service.selector() {
         let pods = view.state.pods.with_prefix(&in_namespace).map(|(_, pod)| pod);
         addresses.extend(pods.filter(|pod| labels::selects(selector, &pod.labels)).flat_map(|pod| pod.ips.clone()));
         let entries = view.state.workloads.with_prefix(&in_namespace).map(|(_, instance)| instance);

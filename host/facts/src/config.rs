@@ -39,11 +39,12 @@ impl Config {
             r#ref: Some(reference(&object.reference)),
             api_version: object.api_version.to_string(),
             creation_seconds,
-            labels: object.labels.clone(),
-            annotations: object.annotations.clone(),
+            labels: (*object.labels).clone(),
+            annotations: (*object.annotations).clone(),
             spec: document.clone(),
         };
-        let selector = selector(object);
+        let spec = object.spec();
+        let selector = selector(&object.reference.kind, &spec);
         let has_selector = !selector.is_null();
         let entry = facts::SelectorSummary {
             namespace: object.reference.namespace.to_string(),
@@ -51,8 +52,8 @@ impl Config {
             creation_seconds,
             has_selector,
             selector: pairs(selector),
-            target_refs: target_refs(object),
-            priority: json::at(object.spec(), &["priority"]).as_i64().and_then(|p| i32::try_from(p).ok()).unwrap_or(0),
+            target_refs: target_refs(&spec),
+            priority: json::at(&spec, &["priority"]).as_i64().and_then(|p| i32::try_from(p).ok()).unwrap_or(0),
         };
         let mut summary = Vec::new();
         wire::put_message(&mut summary, 1, &entry);
@@ -66,14 +67,14 @@ impl Config {
 
 /// The labels that an object selects workloads by; none when it selects none in particular.
 pub(crate) fn selected(object: &Object) -> Option<crate::labels::Labels> {
-    let found = selector(object);
+    let spec = object.spec();
+    let found = selector(&object.reference.kind, &spec);
     (!found.is_null()).then(|| pairs(found))
 }
 
 /// The workload selector of an object, or null.
-fn selector(object: &Object) -> &Value {
-    let spec = object.spec();
-    match &*object.reference.kind {
+fn selector<'a>(kind: &str, spec: &'a Value) -> &'a Value {
+    match kind {
         "Gateway" => json::at(spec, &["selector"]),
         "DestinationRule" | "EnvoyFilter" | "ServiceEntry" | "Sidecar" => json::at(spec, &["workloadSelector"]),
         _ => json::at(spec, &["selector"]),
@@ -81,7 +82,7 @@ fn selector(object: &Object) -> &Value {
 }
 
 /// What an object names in place of a selector, in either of the two spellings.
-fn target_refs(object: &Object) -> Vec<facts::selector_summary::TargetRef> {
+fn target_refs(spec: &Value) -> Vec<facts::selector_summary::TargetRef> {
     let one = |value: &Value| {
         let text = |name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
         facts::selector_summary::TargetRef {
@@ -91,7 +92,6 @@ fn target_refs(object: &Object) -> Vec<facts::selector_summary::TargetRef> {
             namespace: text("namespace"),
         }
     };
-    let spec = object.spec();
     let many: Vec<_> = json::at(spec, &["targetRefs"]).as_array().into_iter().flatten().map(one).collect();
     let single = json::at(spec, &["targetRef"]);
     if many.is_empty() && single.is_object() { vec![one(single)] } else { many }

@@ -50,8 +50,9 @@ pub const MESH_GATEWAY: &str = "mesh";
 pub fn document(object: &Object, domain: &str) -> Result<Vec<u8>, String> {
     let Some(message) = message_of(&object.reference.kind) else { return Ok(Vec::new()) };
     let empty = Value::Object(serde_json::Map::new());
-    let spec = if object.spec().is_null() { &empty } else { object.spec() };
-    let bytes = from_json(message, spec, Options { ignore_unknown: true }).map_err(|e| e.to_string())?;
+    let spec = object.spec();
+    let bytes = from_json(message, if spec.is_null() { &empty } else { &spec }, Options { ignore_unknown: true })
+        .map_err(|e| e.to_string())?;
     let namespace = &object.reference.namespace;
     Ok(match &*object.reference.kind {
         "VirtualService" if !gateway_semantics(object) => {
@@ -137,6 +138,8 @@ fn resolve_virtual_service(rule: &mut VirtualService, namespace: &str, domain: &
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use serde_json::json;
 
     use super::*;
@@ -177,7 +180,7 @@ mod tests {
         let route = &rule.http[0];
         assert_eq!(route.route[0].destination.as_ref().unwrap().host, "b.n.svc.d");
         assert_eq!(route.mirror.as_ref().unwrap().host, "c.n.svc.d");
-        given.annotations.insert(ROUTE_SEMANTICS.into(), "gateway".into());
+        Arc::make_mut(&mut given.annotations).insert(ROUTE_SEMANTICS.into(), "gateway".into());
         let rule: VirtualService = decode(&document(&given, "d").unwrap()).unwrap();
         assert_eq!(rule.hosts[0], "a");
     }

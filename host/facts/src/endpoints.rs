@@ -291,12 +291,12 @@ impl View<'_> {
 
 /// Can WorkloadEntries be endpoints of the service at all?
 pub fn takes_workload_entries(service: &Service) -> bool {
-    service.is_kubernetes() && service.resolution() == Resolution::ClientSideLb && service.selector.is_some()
+    service.is_kubernetes() && service.resolution() == Resolution::ClientSideLb && service.selector().is_some()
 }
 
 /// Does a Kubernetes service select this WorkloadEntry?
 pub fn selects_instance(service: &Service, instance: &Instance) -> bool {
-    let selector = service.selector.as_ref();
+    let selector = service.selector();
     !instance.dns_only
         && instance.namespace == service.namespace()
         && selector.is_some_and(|selector| labels::selects(selector, &instance.endpoint.labels))

@@ -125,7 +125,7 @@ pub fn declared(object: &Object, base: &Base) -> Option<Declared> {
     if !base.environment.flag("PILOT_MULTI_NETWORK_DISCOVER_GATEWAY_API") {
         return None;
     }
-    let spec = object.spec();
+    let spec = &*object.spec();
     let name = &*object.reference.name;
     let account = match object.annotations.get(ACCOUNT).filter(|account| !account.is_empty()) {
         Some(account) => account.clone(),

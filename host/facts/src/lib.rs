@@ -30,6 +30,7 @@ pub mod endpoints;
 pub mod features;
 pub mod gateways;
 pub mod inputs;
+pub mod kept;
 pub mod labels;
 pub mod mesh;
 pub mod networks;

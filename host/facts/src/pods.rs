@@ -1,5 +1,8 @@
 //! Pods and nodes, as far as the mesh cares.
 
+use std::sync::Arc;
+
+use serde_json::Value;
 use trysail_model::{Object, ObjectRef};
 
 use crate::json;
@@ -22,7 +25,7 @@ pub struct Pod {
     /// Its object.
     pub reference: ObjectRef,
     /// Its labels.
-    pub labels: Labels,
+    pub labels: Arc<Labels>,
     /// Service account, `default` is not filled in.
     pub account: String,
     /// First address; empty before one is assigned.
@@ -50,7 +53,7 @@ pub struct Pod {
 impl Pod {
     /// Reads a pod.
     pub fn new(object: &Object) -> Pod {
-        let body = &*object.body;
+        let body = &*object.body.read();
         let phase = json::text(body, &["status", "phase"]);
         let ip = json::text(body, &["status", "podIP"]).to_owned();
         let listed = json::list(body, &["status", "podIPs"]).iter();
@@ -69,7 +72,7 @@ impl Pod {
             (_, "") => &object.reference.name,
             (_, name) => name,
         };
-        let always = |c: &&serde_json::Value| json::text(c, &["restartPolicy"]) == "Always";
+        let always = |c: &&Value| json::text(c, &["restartPolicy"]) == "Always";
         let sidecars = json::list(body, &["spec", "initContainers"]).iter().filter(always);
         let containers = json::list(body, &["spec", "containers"]).iter().chain(sidecars);
         let ports = containers.flat_map(|c| json::list(c, &["ports"])).map(|port| ContainerPort {
@@ -91,7 +94,7 @@ impl Pod {
             ips,
             node: json::text(body, &["spec", "nodeName"]).to_owned(),
             subdomain,
-            workload: workload_name(object),
+            workload: workload_name(object, body),
             failed: phase == "Failed",
             ended,
         }
@@ -105,11 +108,10 @@ impl Pod {
 }
 
 /// The name of the workload that a pod is a replica of: what owns its ReplicaSet, its CronJob, itself.
-fn workload_name(object: &Object) -> String {
+fn workload_name(object: &Object, body: &Value) -> String {
     if let Some(name) = object.labels.get(labels::WORKLOAD_NAME) {
         return name.clone();
     }
-    let body = &*object.body;
     let own = &*object.reference.name;
     let owners = json::list(body, &["metadata", "ownerReferences"]);
     let controller = owners.iter().find(|owner| json::flag(owner, &["controller"]) == Some(true));
@@ -155,7 +157,7 @@ pub struct Node {
     /// First external address; empty when it has none.
     pub external_ip: String,
     /// Its labels, by which NodePort gateways pick nodes.
-    pub labels: Labels,
+    pub labels: Arc<Labels>,
 }
 
 impl Node {
@@ -168,7 +170,8 @@ impl Node {
         let (region, zone) = (label(labels::REGION, labels::OLD_REGION), label(labels::ZONE, labels::OLD_ZONE));
         let subzone = label(labels::SUBZONE, "");
         let none = region.is_empty() && zone.is_empty() && subzone.is_empty();
-        let addresses = json::list(&object.body, &["status", "addresses"]).iter();
+        let status = object.status();
+        let addresses = json::list(&status, &["addresses"]).iter();
         let mut external =
             addresses.filter(|a| json::text(a, &["type"]) == "ExternalIP").map(|a| json::text(a, &["address"]));
         Node {
@@ -206,7 +209,7 @@ mod tests {
         let ready = crate::testing::pod("n", "p", "a", "10.0.0.1");
         assert!(Pod::new(&ready).in_service);
         assert_eq!(Pod::new(&ready).port("web", "TCP"), Some(8080));
-        let mut body = (*ready.body).clone();
+        let mut body = ready.body.read().into_owned();
         body["metadata"]["deletionTimestamp"] = json!("2020-01-01T00:00:00Z");
         assert!(!Pod::new(&object("Pod", "n", "p", body)).in_service);
     }

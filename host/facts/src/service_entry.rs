@@ -57,8 +57,8 @@ impl Entry {
         for host in spec.hosts.iter().filter(|host| has_services && seen.insert(*host)) {
             let distribution = traffic_distribution("", &object.annotations, namespace_annotations);
             let record = record(object, &spec, host, &addresses, base, distribution, known(host));
-            let selector = spec.workload_selector.as_ref().map(|selector| selector.labels.clone());
-            let service = Service { selector, ..Service::new(record, object, base, namespace_labels) };
+            let has_selector = spec.workload_selector.is_some();
+            let service = Service { has_selector, ..Service::new(record, object, base, namespace_labels) };
             services.push(Arc::new(service));
         }
         Some(Entry { reference: object.reference.clone(), spec, inline, services })
@@ -187,7 +187,7 @@ fn record(
         Declared::DnsRoundRobin => Resolution::DnsRoundRobinLb,
         Declared::DynamicDns => Resolution::DynamicDns,
     };
-    let mut labels = object.labels.clone();
+    let mut labels = (*object.labels).clone();
     if external && base.environment.flag("LABEL_CANONICAL_SERVICES_FOR_MESH_EXTERNAL_SERVICE_ENTRIES") {
         let (name, revision) = labels::canonical(&labels, &object.reference.name);
         labels.insert(labels::CANONICAL_NAME.to_owned(), name);
@@ -224,7 +224,7 @@ fn record(
             None => allocated_addresses(object, spec, host, base),
         },
         aliases: known.aliases,
-        annotations: object.annotations.clone(),
+        annotations: (*object.annotations).clone(),
         cluster_id: base.settings.cluster_id.clone(),
         selects_workloads: spec.workload_selector.is_some(),
         ..Default::default()
@@ -239,7 +239,8 @@ fn allocated_addresses(object: &Object, spec: &ServiceEntry, host: &str, base: &
         return Vec::new();
     }
     let (mut v4, mut v6) = (None, None);
-    let listed = json::list(&object.body, &["status", "addresses"]).iter();
+    let status = object.status();
+    let listed = json::list(&status, &["addresses"]).iter();
     for address in listed.filter(|a| json::text(a, &["host"]) == host).map(|a| json::text(a, &["value"])) {
         match address.parse::<std::net::IpAddr>() {
             Ok(ip) if ip.is_ipv4() => v4 = Some(ip.to_string()),

@@ -30,8 +30,8 @@ pub struct Service {
     pub record: facts::Service,
     /// Where it came from.
     pub source: ObjectRef,
-    /// What selects its workloads; `None` when nothing does.
-    pub selector: Option<Labels>,
+    /// Does its spec say what selects its workloads?
+    pub has_selector: bool,
     /// Transports of the ports, in the order of `record.ports`; empty for ServiceEntries.
     pub transports: Vec<String>,
     /// Who sees it: `*` alone, or namespaces; empty for nobody.
@@ -59,7 +59,7 @@ impl Service {
             key: format!("{}/{}", record.namespace, record.host),
             visibility: visibility(&record.export_to, &record.namespace),
             source: object.reference.clone(),
-            selector: None,
+            has_selector: false,
             transports: Vec::new(),
             order,
             body: wire::encode(&record),
@@ -71,6 +71,11 @@ impl Service {
     /// The host.
     pub fn host(&self) -> &str {
         &self.record.host
+    }
+
+    /// What selects its workloads; `None` when nothing does.
+    pub fn selector(&self) -> Option<&Labels> {
+        self.has_selector.then_some(&self.record.label_selectors)
     }
 
     /// The namespace.
@@ -114,7 +119,7 @@ pub fn kubernetes(
     namespace_annotations: &Labels,
     aliases: &[String],
 ) -> Service {
-    let body = &*object.body;
+    let body = &*object.body.read();
     let (name, namespace) = (&*object.reference.name, &*object.reference.namespace);
     let kind = json::text(body, &["spec", "type"]);
     let external_name = if kind == "ExternalName" { json::text(body, &["spec", "externalName"]) } else { "" };
@@ -142,6 +147,7 @@ pub fn kubernetes(
     let export_to = annotation(labels::EXPORT_TO).into_iter().flat_map(|text| text.split(','));
     let (creation_seconds, creation_nanos) = creation(object.creation_nanos);
     let selector = json::text_map(body, &["spec", "selector"]);
+    let has_selector = selector.is_some();
     let record = facts::Service {
         host: kubernetes_host(name, namespace, &base.settings.domain),
         namespace: namespace.to_owned(),
@@ -155,8 +161,8 @@ pub fn kubernetes(
         addresses,
         mesh_external: !external_name.is_empty(),
         export_to: export_to.map(|namespace| namespace.trim().to_owned()).collect(),
-        labels: object.labels.clone(),
-        label_selectors: selector.clone().unwrap_or_default(),
+        labels: (*object.labels).clone(),
+        label_selectors: selector.unwrap_or_default(),
         registry: KUBERNETES.to_owned(),
         kubernetes_type: kind.to_owned(),
         headless,
@@ -171,13 +177,13 @@ pub fn kubernetes(
         subject_alt_names,
         aliases: aliases.to_vec(),
         external_ips: external_addresses(body, kind),
-        annotations: object.annotations.clone(),
+        annotations: (*object.annotations).clone(),
         cluster_id: base.settings.cluster_id.clone(),
         node_local: json::text(body, &["spec", "internalTrafficPolicy"]) == "Local",
         ..Default::default()
     };
     let transports = ports.iter().map(|port| transport(port).to_owned()).collect();
-    Service { selector, transports, ..Service::new(record, object, base, namespace_labels) }
+    Service { has_selector, transports, ..Service::new(record, object, base, namespace_labels) }
 }
 
 /// Load balancer addresses (by IP, else name), then external IPs.

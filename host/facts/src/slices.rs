@@ -57,7 +57,7 @@ impl Slice {
     /// Reads a slice; `None` for those that istiod passes by: of no service, imported, or of host names.
     pub fn new(object: &Object) -> Option<Slice> {
         let service = object.labels.get(SERVICE_NAME).filter(|name| !name.is_empty())?.clone();
-        let body = &*object.body;
+        let body = &*object.body.read();
         let family = json::text(body, &["addressType"]);
         if object.labels.contains_key(IMPORTED) || family == "FQDN" {
             return None;

@@ -8,6 +8,7 @@ use crate::affected;
 use crate::endpoints::View;
 use crate::features::Environment;
 use crate::inputs::{Base, Change, Inputs};
+use crate::kept::Kept;
 use crate::labels::Labels;
 use crate::pods::Pod;
 use crate::proxy;
@@ -30,7 +31,7 @@ impl FactsSnapshot {
         let base = Base::new(settings, Environment::new(&environment), &mesh, &networks);
         base.warnings().for_each(|warning| tracing::warn!(warning, "configuration of the mesh"));
         let mut state = State::default();
-        state.change(&base, &objects, &[]);
+        state.change(&base, objects.into_iter().map(Kept::new), &[]);
         FactsSnapshot { revision: 1, base: Arc::new(base), state: Arc::new(state) }
     }
 
@@ -55,7 +56,7 @@ impl FactsSnapshot {
         let mut affected = Vec::new();
         let (base, mut state) = self.rebased(change, &mut affected);
         let before = state.clone();
-        let touched = state.change(&base, &change.upserted, &change.deleted);
+        let touched = state.change(&base, change.upserted.iter().cloned().map(Kept::new), &change.deleted);
         let (old, new) = (View { base: &base, state: &before }, View { base: &base, state: &state });
         affected.extend(affected::by_objects(&touched, old, new));
         (FactsSnapshot { revision, base, state: Arc::new(state) }, affected)
@@ -69,9 +70,8 @@ impl FactsSnapshot {
         let base = self.base.with(change.mesh.as_ref(), change.networks.as_ref());
         base.warnings().for_each(|warning| tracing::warn!(warning, "configuration of the mesh"));
         affected.extend(affected::by_base(&self.base, &base));
-        let objects: Vec<_> = self.state.objects.iter().map(|(_, object)| object.clone()).collect();
         let mut state = State::default();
-        state.change(&base, &objects, &[]);
+        state.change(&base, self.state.objects.iter().map(|(_, kept)| kept.clone()), &[]);
         (Arc::new(base), state)
     }
 

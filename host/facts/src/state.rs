@@ -18,6 +18,7 @@ use crate::documents;
 use crate::gateways;
 use crate::inputs::Base;
 use crate::json;
+use crate::kept::Kept;
 use crate::labels::{self, Labels};
 use crate::mesh::network_of;
 use crate::pods::{Node, Pod};
@@ -41,7 +42,7 @@ pub struct Namespace {
 #[derive(Clone, Debug, Default)]
 pub struct State {
     /// kind, namespace, name: every object given, also those that are not read.
-    pub objects: Table<Arc<Object>>,
+    pub objects: Table<Kept>,
     /// name
     pub namespaces: Table<Arc<Namespace>>,
     /// name
@@ -50,8 +51,6 @@ pub struct State {
     pub pods: Table<Arc<Pod>>,
     /// address, namespace, name
     pub pods_at: Table<Arc<Pod>>,
-    /// node, namespace, name
-    pub pods_on: Table<Arc<Pod>>,
     /// namespace, service, name
     pub slices: Table<Arc<Slice>>,
     /// namespace, name
@@ -124,12 +123,12 @@ struct Dirty {
 
 impl State {
     /// Applies a change; a deletion wins over an upsert of the same object.
-    pub fn change(&mut self, base: &Base, upserted: &[Arc<Object>], deleted: &[ObjectRef]) -> Touched {
+    pub fn change(&mut self, base: &Base, upserted: impl IntoIterator<Item = Kept>, deleted: &[ObjectRef]) -> Touched {
         let before = self.clone();
         let mut touched = Touched::default();
         let mut dirty = Dirty::default();
-        let mut changed: BTreeMap<ObjectRef, Option<Arc<Object>>> =
-            upserted.iter().map(|object| (object.reference.clone(), Some(object.clone()))).collect();
+        let mut changed: BTreeMap<ObjectRef, Option<Kept>> =
+            upserted.into_iter().map(|kept| (kept.reference().clone(), Some(kept))).collect();
         changed.extend(deleted.iter().map(|reference| (reference.clone(), None)));
         let mut references: BTreeSet<ObjectRef> = BTreeSet::new();
         for (reference, object) in changed {
@@ -150,12 +149,13 @@ impl State {
             let moved: BTreeSet<&str> = own.symmetric_difference(&were).copied().collect();
             let is_labelled =
                 |o: &&Arc<Object>| o.labels.get(labels::REVISION).is_some_and(|label| moved.contains(&**label));
-            references.extend(self.objects.iter().map(|(_, o)| o).filter(is_labelled).map(|o| o.reference.clone()));
+            let objects = self.objects.iter().filter_map(|(_, kept)| kept.object());
+            references.extend(objects.filter(is_labelled).map(|object| object.reference.clone()));
         }
         for reference in &references {
             let key = object_key(reference);
-            let old = before.objects.get(&key).filter(|object| before.accepts(base, object));
-            let new = self.objects.get(&key).filter(|object| self.accepts(base, object)).cloned();
+            let old = before.objects.get(&key).filter(|kept| before.accepts(base, kept));
+            let new = self.objects.get(&key).filter(|kept| self.accepts(base, kept)).cloned();
             if old != new.as_ref() {
                 self.change_object(base, reference, new.as_ref(), &mut touched, &mut dirty);
             }
@@ -165,14 +165,17 @@ impl State {
     }
 
     /// Is the object for this control plane to read?
-    fn accepts(&self, base: &Base, object: &Object) -> bool {
-        let reference = &object.reference;
+    fn accepts(&self, base: &Base, kept: &Kept) -> bool {
+        let reference = kept.reference();
+        if !reference.namespace.is_empty() && !self.discovers(base, &reference.namespace) {
+            return false;
+        }
+        let Some(object) = kept.object() else { return true };
         let has_revision = documents::message_of(&reference.kind).is_some() || &*reference.kind == "KubernetesGateway";
         let own = &base.settings.revision;
         let is_ours = |label: &String| own.is_empty() || label == own || self.tags.iter().any(|(_, tag)| tag == label);
         let other = object.labels.get(labels::REVISION).is_some_and(|label| !label.is_empty() && !is_ours(label));
-        let discovered = reference.namespace.is_empty() || self.discovers(base, &reference.namespace);
-        discovered && !(has_revision && other)
+        !(has_revision && other)
     }
 
     /// Tags are webhook configurations, or Services of the control plane's namespace, with both labels.
@@ -184,7 +187,7 @@ impl State {
         let key = object_key(reference);
         let label =
             |object: &Arc<Object>, name: &str| object.labels.get(name).filter(|value| !value.is_empty()).cloned();
-        let tag = self.objects.get(&key).and_then(|object| {
+        let tag = self.objects.get(&key).and_then(Kept::object).and_then(|object| {
             let points_to_us = label(object, labels::REVISION)? == base.settings.revision;
             label(object, labels::TAG).filter(|_| points_to_us)
         });
@@ -211,8 +214,8 @@ impl State {
         dirty: &mut Dirty,
         references: &mut BTreeSet<ObjectRef>,
     ) {
-        let object = self.objects.get(&key(&["Namespace", "", name]));
-        let new = object.map(|o| Namespace { labels: o.labels.clone(), annotations: o.annotations.clone() });
+        let object = self.objects.get(&key(&["Namespace", "", name])).and_then(Kept::object);
+        let new = object.map(|o| Namespace { labels: (*o.labels).clone(), annotations: (*o.annotations).clone() });
         let old = before.namespaces.get(name);
         if old.map(|old| &**old) == new.as_ref() {
             return;
@@ -235,7 +238,7 @@ impl State {
         dirty.entries.extend(names(&mut self.entries.with_prefix(&in_namespace).map(|(k, _)| k)));
         if before.discovers(base, name) != self.discovers(base, name) {
             // Everything in it appears or disappears. Rare enough to look at all objects.
-            let inside = self.objects.iter().map(|(_, object)| &object.reference);
+            let inside = self.objects.iter().map(|(_, kept)| kept.reference());
             references.extend(inside.filter(|reference| &*reference.namespace == name).cloned());
         }
     }
@@ -244,15 +247,19 @@ impl State {
         &mut self,
         base: &Base,
         reference: &ObjectRef,
-        new: Option<&Arc<Object>>,
+        new: Option<&Kept>,
         touched: &mut Touched,
         dirty: &mut Dirty,
     ) {
         let name = (reference.namespace.to_string(), reference.name.to_string());
         match &*reference.kind {
+            "Pod" => return self.change_pod(reference, new.and_then(Kept::pod), touched),
+            "EndpointSlice" => return self.change_slice(reference, new.and_then(Kept::slice), touched),
+            _ => {}
+        }
+        let new = new.and_then(Kept::object);
+        match &*reference.kind {
             "Node" => self.change_node(reference, new, touched),
-            "Pod" => self.change_pod(reference, new, touched),
-            "EndpointSlice" => self.change_slice(reference, new, touched),
             "Service" => {
                 dirty.kubernetes.insert(name);
                 self.change_alias(base, reference, new, dirty);
@@ -285,27 +292,25 @@ impl State {
         touched.gateways |= outside(&old) != outside(&new);
     }
 
-    fn change_pod(&mut self, reference: &ObjectRef, new: Option<&Arc<Object>>, touched: &mut Touched) {
+    fn change_pod(&mut self, reference: &ObjectRef, new: Option<&Arc<Pod>>, touched: &mut Touched) {
         let (namespace, name) = (&*reference.namespace, &*reference.name);
-        let new = new.map(|object| Arc::new(Pod::new(object))).filter(|pod| !pod.failed);
+        let new = new.filter(|pod| !pod.failed).cloned();
         let old = replace(&mut self.pods, &key(&[namespace, name]), new.as_ref());
         if old == new {
             return;
         }
         if let Some(pod) = &old {
             pod.ips.iter().for_each(|ip| drop(self.pods_at.remove(&key(&[ip, namespace, name]))));
-            self.pods_on.remove(&key(&[&pod.node, namespace, name]));
         }
         if let Some(pod) = &new {
             pod.ips.iter().for_each(|ip| drop(self.pods_at.insert(key(&[ip, namespace, name]), pod.clone())));
-            self.pods_on.insert(key(&[&pod.node, namespace, name]), pod.clone());
         }
         touched.pods.push((old, new));
     }
 
-    fn change_slice(&mut self, reference: &ObjectRef, new: Option<&Arc<Object>>, touched: &mut Touched) {
+    fn change_slice(&mut self, reference: &ObjectRef, new: Option<&Arc<Slice>>, touched: &mut Touched) {
         let (namespace, name) = (&*reference.namespace, &*reference.name);
-        let new = new.and_then(|object| Slice::new(object)).map(Arc::new);
+        let new = new.cloned();
         let old = replace(&mut self.slices_named, &key(&[namespace, name]), new.as_ref());
         if old == new {
             return;
@@ -350,10 +355,11 @@ impl State {
     }
 
     fn change_alias(&mut self, base: &Base, reference: &ObjectRef, new: Option<&Arc<Object>>, dirty: &mut Dirty) {
-        let target = new.map(|object| &*object.body).and_then(|body| {
-            let external = json::text(body, &["spec", "type"]) == "ExternalName";
-            let headless = json::text(body, &["spec", "clusterIP"]) == "None";
-            let name = json::text(body, &["spec", "externalName"]);
+        let target = new.and_then(|object| {
+            let spec = object.spec();
+            let external = json::text(&spec, &["type"]) == "ExternalName";
+            let headless = json::text(&spec, &["clusterIP"]) == "None";
+            let name = json::text(&spec, &["externalName"]);
             (external && !headless && !name.is_empty()).then(|| name.to_owned())
         });
         let host = kubernetes_host(&reference.name, &reference.namespace, &base.settings.domain);
@@ -463,7 +469,8 @@ impl State {
     }
 
     fn accepted(&self, base: &Base, kind: &str, namespace: &str, name: &str) -> Option<Arc<Object>> {
-        self.objects.get(&key(&[kind, namespace, name])).filter(|object| self.accepts(base, object)).cloned()
+        let kept = self.objects.get(&key(&[kind, namespace, name])).filter(|kept| self.accepts(base, kept))?;
+        kept.object().cloned()
     }
 }
 

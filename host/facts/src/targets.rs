@@ -137,8 +137,7 @@ impl View<'_> {
 
     fn pod_targets(&self, pod: &Pod, address: &str) -> Vec<Target> {
         let namespace = &*pod.reference.namespace;
-        let selecting =
-            |service: &&Arc<Service>| service.selector.as_ref().is_some_and(|s| labels::selects(s, &pod.labels));
+        let selecting = |service: &&Arc<Service>| service.selector().is_some_and(|s| labels::selects(s, &pod.labels));
         let mut selected = self.services_in(namespace).into_iter().filter(selecting).peekable();
         if selected.peek().is_none() {
             return self.slice_targets(namespace, address);
@@ -175,7 +174,7 @@ impl View<'_> {
         let declared = pod_ports(proxy);
         let mut found = Vec::new();
         for service in self.services_in(&proxy.namespace) {
-            if labels.is_empty() || !service.selector.as_ref().is_some_and(|s| labels::selects(s, labels)) {
+            if labels.is_empty() || !service.selector().is_some_and(|s| labels::selects(s, labels)) {
                 continue;
             }
             let resolve = |port: &Port, transport: &str| match port.target_name.as_str() {

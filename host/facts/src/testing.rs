@@ -13,9 +13,9 @@ pub fn object(kind: &str, namespace: &str, name: &str, body: Value) -> Object {
         reference: ObjectRef::new(kind, namespace, name),
         api_version: "v1".into(),
         creation_nanos: i128::from(created) * 1_000_000_000,
-        labels: map("labels"),
-        annotations: map("annotations"),
-        body: Arc::new(body),
+        labels: Arc::new(map("labels")),
+        annotations: Arc::new(map("annotations")),
+        body: body.into(),
         origin: "test".into(),
     }
 }

@@ -11,6 +11,7 @@ use crate::config::virtual_service::Virtual;
 use crate::config::{self, destination_rule::covers};
 use crate::documents::MESH_GATEWAY;
 use crate::features::Environment;
+use crate::kept::Kept;
 use crate::labels::{self, Labels};
 use crate::snapshot::FactsSnapshot;
 use crate::state::State;
@@ -114,7 +115,7 @@ fn selectors(state: &State, environment: &Environment, all: &mut Vec<Unused>) {
     for (kind, field, own) in SELECTING {
         let own = own || environment.flag("PILOT_SCOPE_GATEWAY_TO_NAMESPACE");
         for (at, _) in state.configs.with_prefix(&prefix(&[kind])) {
-            let Some(object) = state.objects.get(at) else { continue };
+            let Some(object) = state.objects.get(at).and_then(Kept::object) else { continue };
             let Some(selector) = config::selected(object) else { continue };
             let namespace = &*object.reference.namespace;
             let is_meant = |labels: &Labels, of: &str| (!own || of == namespace) && labels::subset(&selector, labels);

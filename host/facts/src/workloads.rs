@@ -93,7 +93,8 @@ fn is_healthy(object: &Object) -> bool {
     if !matches!(checked, "1" | "t" | "T" | "TRUE" | "true" | "True") {
         return true;
     }
-    let mut conditions = json::list(&object.body, &["status", "conditions"]).iter();
+    let status = object.status();
+    let mut conditions = json::list(&status, &["conditions"]).iter();
     conditions.any(|c| json::text(c, &["type"]) == "Healthy" && json::text(c, &["status"]).eq_ignore_ascii_case("true"))
 }
 

@@ -18,9 +18,9 @@ fn object(kind: &str, namespace: &str, name: &str, body: Value) -> Arc<Object> {
         reference: ObjectRef::new(kind, namespace, name),
         api_version: "v1".into(),
         creation_nanos: body["created"].as_i64().map_or(0, i128::from) * 1_000_000_000,
-        labels: map("labels"),
-        annotations: map("annotations"),
-        body: Arc::new(body),
+        labels: Arc::new(map("labels")),
+        annotations: Arc::new(map("annotations")),
+        body: body.into(),
         origin: "test".into(),
     })
 }

@@ -184,9 +184,9 @@ fn object(kind: &str, place: u8, created: u8, dice: Dice) -> Arc<Object> {
         reference: ObjectRef::new(kind, namespace, name),
         api_version: "v1".into(),
         creation_nanos: i128::from(created % 3) * 1_000_000_000,
-        labels: map("labels"),
-        annotations: map("annotations"),
-        body: Arc::new(body),
+        labels: Arc::new(map("labels")),
+        annotations: Arc::new(map("annotations")),
+        body: body.into(),
         origin: "test".into(),
     })
 }

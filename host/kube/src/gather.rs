@@ -239,7 +239,7 @@ mod tests {
             all.hear(0, Told::Moved(moved.unwrap()));
         }
         let b = trysail_model::ObjectRef::new("VirtualService", "n", "b");
-        all.hear(0, Told::Moved(known.delete(&b, "u").unwrap()));
+        all.hear(0, Told::Moved(known.delete(&b, trysail_model::Fingerprint::of(b"u")).unwrap()));
         let update = all.flush().unwrap();
         assert!(update.added.is_empty() && update.deleted.is_empty());
         assert_eq!(update.updated[0].spec()["hosts"][0], "y");

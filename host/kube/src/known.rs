@@ -43,7 +43,7 @@ pub(crate) enum What {
 
 #[derive(Debug)]
 struct Entry {
-    uid: Box<str>,
+    uid: Fingerprint,
     version: u64,
     /// Of what is in force; unset when no version of it was ever good.
     content: Option<Fingerprint>,
@@ -62,16 +62,16 @@ impl Known {
     /// Takes an event in; nothing when it is old news.
     pub(crate) fn apply(&mut self, read: Read) -> Option<Moved> {
         let entry = self.entries.get(&read.reference);
-        if entry.is_some_and(|entry| *entry.uid == *read.uid && entry.version > read.version) {
+        if entry.is_some_and(|entry| entry.uid == read.uid && entry.version > read.version) {
             return None;
         }
         self.take(read)
     }
 
     /// Takes a deletion in.
-    pub(crate) fn delete(&mut self, reference: &ObjectRef, uid: &str) -> Option<Moved> {
+    pub(crate) fn delete(&mut self, reference: &ObjectRef, uid: Fingerprint) -> Option<Moved> {
         // Another object of that name may be there already.
-        if self.entries.get(reference).is_none_or(|entry| *entry.uid != *uid) {
+        if self.entries.get(reference).is_none_or(|entry| entry.uid != uid) {
             return None;
         }
         self.entries.remove(reference).map(|entry| gone(reference.clone(), entry))
@@ -84,7 +84,7 @@ impl Known {
     pub(crate) fn list(&mut self, all: Vec<Read>) -> Result<Vec<Moved>, Stale> {
         let is_older = |read: &Read| {
             let entry = self.entries.get(&read.reference);
-            entry.is_some_and(|entry| *entry.uid == *read.uid && entry.version > read.version)
+            entry.is_some_and(|entry| entry.uid == read.uid && entry.version > read.version)
         };
         if all.iter().any(is_older) {
             return Err(Stale);
@@ -126,7 +126,7 @@ impl Known {
         let (mesh_moved, networks_moved) = (moves(&mesh, &mesh_before), moves(&networks, &networks_before));
         let has_settings = mesh.is_some() || networks.is_some();
         let entry = Entry {
-            uid: uid.into(),
+            uid,
             version,
             content: object.as_ref().map(|_| content).or(in_force),
             is_refused,
@@ -164,6 +164,10 @@ mod tests {
     use super::*;
     use crate::read::tests::raw;
 
+    fn uid(text: &str) -> Fingerprint {
+        Fingerprint::of(text.as_bytes())
+    }
+
     fn service(name: &str, uid: &str, version: u64, host: &str) -> Read {
         raw("VirtualService", name, uid, version, json!({"spec": {"hosts": [host]}}))
     }
@@ -199,8 +203,11 @@ mod tests {
         assert_eq!(known.list(vec![service("a", "1", 5, "a")]).unwrap_err(), Stale, "a server that is behind");
         // Another object of that name is a new story, whatever its version.
         assert!(known.apply(service("a", "other", 3, "again")).is_some());
-        assert!(known.delete(&ObjectRef::new("VirtualService", "n", "a"), "1").is_none(), "the end of the first one");
-        assert!(known.delete(&ObjectRef::new("VirtualService", "n", "a"), "other").is_some());
+        assert!(
+            known.delete(&ObjectRef::new("VirtualService", "n", "a"), uid("1")).is_none(),
+            "the end of the first one"
+        );
+        assert!(known.delete(&ObjectRef::new("VirtualService", "n", "a"), uid("other")).is_some());
         // Put back from a backup.
         known.list(vec![service("b", "2", 50, "b")]).unwrap();
         assert_eq!(words(&known.replace(vec![service("b", "2", 10, "was")])), ["~b"]);

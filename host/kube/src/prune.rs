@@ -66,13 +66,15 @@ const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// Drops what nobody reads.
 pub(crate) fn prune(object: &mut Object) {
     let kind = &*object.reference.kind;
-    object.annotations.remove(LAST_APPLIED);
-    let body = Arc::make_mut(&mut object.body);
-    if let Some(paths) = kept(kind) {
-        *body = pick(body.take(), paths);
-        if kind != "Service" {
-            object.annotations.retain(|key, _| key.contains("istio.io/"));
-        }
+    let paths = kept(kind);
+    let is_kept =
+        |key: &str| key != LAST_APPLIED && (paths.is_none() || kind == "Service" || key.contains("istio.io/"));
+    if !object.annotations.keys().all(|key| is_kept(key)) {
+        Arc::make_mut(&mut object.annotations).retain(|key, _| is_kept(key));
+    }
+    let mut body = std::mem::replace(&mut object.body, Value::Null.into()).into_value();
+    if let Some(paths) = paths {
+        body = pick(body, paths);
     }
     // The authority's signing key, should one be plugged in: the signer reads it from its files, and no proxy is served it.
     if kind == "Secret" {
@@ -92,6 +94,11 @@ pub(crate) fn prune(object: &mut Object) {
         if let Some(annotations) = body.get_mut("metadata").and_then(|metadata| metadata.get_mut("annotations")) {
             annotations.as_object_mut().and_then(|annotations| annotations.shift_remove(LAST_APPLIED));
         }
+    }
+    object.body = body.into();
+    // Of these there are very many, and they are read once.
+    if paths.is_some() && kind != "ConfigMap" {
+        object.body = object.body.packed();
     }
 }
 
@@ -122,8 +129,6 @@ fn pick(value: Value, paths: &[&str]) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use serde_json::json;
     use trysail_model::ObjectRef;
@@ -133,10 +138,11 @@ mod tests {
             reference: ObjectRef::new(kind, "n", "a"),
             api_version: "v1".into(),
             creation_nanos: 0,
-            labels: BTreeMap::new(),
-            annotations: [("x/y".to_owned(), "1".to_owned()), ("proxy.istio.io/config".to_owned(), "2".to_owned())]
-                .into(),
-            body: Arc::new(body),
+            labels: Arc::default(),
+            annotations: Arc::new(
+                [("x/y".to_owned(), "1".to_owned()), ("proxy.istio.io/config".to_owned(), "2".to_owned())].into(),
+            ),
+            body: body.into(),
             origin: "cluster".into(),
         };
         prune(&mut object);
@@ -155,7 +161,7 @@ mod tests {
         let want = json!({"metadata": {"generateName": "a-"}, "spec": {"serviceAccountName": "s",
             "containers": [{"ports": [{"containerPort": 1}]}, {}]},
             "status": {"phase": "Running", "podIPs": [{"ip": "1.1.1.1"}], "conditions": [{"type": "Ready", "status": "True"}]}});
-        assert_eq!(*pod.body, want);
+        assert_eq!(*pod.body.read(), want);
         assert_eq!(pod.annotations.keys().collect::<Vec<_>>(), ["proxy.istio.io/config"]);
     }
 
@@ -169,8 +175,8 @@ mod tests {
     #[test]
     fn status_stays_where_it_is_read() {
         let body = json!({"spec": {"hosts": ["a"]}, "status": {"addresses": []}});
-        assert_eq!(*pruned("ServiceEntry", body.clone()).body, body);
-        assert_eq!(*pruned("VirtualService", body).body, json!({"spec": {"hosts": ["a"]}}));
+        assert_eq!(*pruned("ServiceEntry", body.clone()).body.read(), body);
+        assert_eq!(*pruned("VirtualService", body).body.read(), json!({"spec": {"hosts": ["a"]}}));
     }
 
     #[test]
@@ -179,6 +185,6 @@ mod tests {
             "ConfigMap",
             json!({"data": {"mesh": "m", "ca.crt": "c", "other": "x"}, "binaryData": {"b": "eA=="}}),
         );
-        assert_eq!(*map.body, json!({"data": {"mesh": "m", "ca.crt": "c"}}));
+        assert_eq!(*map.body.read(), json!({"data": {"mesh": "m", "ca.crt": "c"}}));
     }
 }

@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::{ApiResource, DynamicObject, PartialObjectMeta};
 use serde_json::{Map, Value, json};
 use trysail_discovery::convert::{MESH_CONFIG, MESH_NETWORKS, read_value};
-use trysail_model::{Fingerprint, Object, ObjectRef, Rejection};
+use trysail_model::{Fingerprint, Object, ObjectPool, ObjectRef, Rejection};
 
 use crate::prune::prune;
 
@@ -18,7 +18,7 @@ pub(crate) const ORIGIN: &str = "cluster";
 pub(crate) struct Read {
     pub(crate) reference: ObjectRef,
     /// Which object of that name.
-    pub(crate) uid: String,
+    pub(crate) uid: Fingerprint,
     /// Its resource version, which grows with every change.
     pub(crate) version: u64,
     /// The object; unset for one that says what nobody understands.
@@ -32,29 +32,43 @@ pub(crate) struct Read {
     pub(crate) networks: Option<Option<Arc<Value>>>,
 }
 
-/// Reads an object. `None` for what has no name or is of a kind that nobody knows, which no server hands out.
-pub(crate) fn read(object: DynamicObject, resource: &ApiResource, config: &trysail_discovery::Config) -> Option<Read> {
-    let DynamicObject { metadata, data, .. } = object;
-    let Value::Object(mut body) = data else { return None };
-    body.insert("apiVersion".to_owned(), json!(resource.api_version));
-    body.insert("kind".to_owned(), json!(resource.kind));
-    of_parts(metadata, body, config)
+/// Reads the objects of one kind. `None` for what has no name or is of a kind that nobody knows, which no server hands out.
+pub(crate) struct Reader {
+    resource: ApiResource,
+    config: Arc<trysail_discovery::Config>,
+    pool: ObjectPool,
 }
 
-/// Reads an object of which the metadata are all that was asked for.
-pub(crate) fn read_metadata(
-    object: PartialObjectMeta<DynamicObject>,
-    resource: &ApiResource,
+impl Reader {
+    pub(crate) fn new(resource: ApiResource, config: Arc<trysail_discovery::Config>) -> Reader {
+        Reader { resource, config, pool: ObjectPool::default() }
+    }
+
+    pub(crate) fn object(&mut self, object: DynamicObject) -> Option<Read> {
+        let DynamicObject { metadata, data, .. } = object;
+        let Value::Object(body) = data else { return None };
+        self.parts(metadata, body)
+    }
+
+    /// An object of which the metadata are all that was asked for.
+    pub(crate) fn metadata(&mut self, object: PartialObjectMeta<DynamicObject>) -> Option<Read> {
+        self.parts(object.metadata, Map::new())
+    }
+
+    fn parts(&mut self, metadata: ObjectMeta, mut body: Map<String, Value>) -> Option<Read> {
+        body.insert("apiVersion".to_owned(), json!(self.resource.api_version));
+        body.insert("kind".to_owned(), json!(self.resource.kind));
+        of_parts(metadata, body, &self.config, &mut self.pool)
+    }
+}
+
+fn of_parts(
+    metadata: ObjectMeta,
+    mut body: Map<String, Value>,
     config: &trysail_discovery::Config,
+    pool: &mut ObjectPool,
 ) -> Option<Read> {
-    let mut body = Map::new();
-    body.insert("apiVersion".to_owned(), json!(resource.api_version));
-    body.insert("kind".to_owned(), json!(resource.kind));
-    of_parts(object.metadata, body, config)
-}
-
-fn of_parts(metadata: ObjectMeta, mut body: Map<String, Value>, config: &trysail_discovery::Config) -> Option<Read> {
-    let uid = metadata.uid.clone().unwrap_or_default();
+    let uid = Fingerprint::of(metadata.uid.as_deref().unwrap_or_default().as_bytes());
     let version = version(&metadata);
     body.insert("metadata".to_owned(), fields(metadata));
     let input = read_value(ORIGIN, Value::Object(body), config);
@@ -64,19 +78,23 @@ fn of_parts(metadata: ObjectMeta, mut body: Map<String, Value>, config: &trysail
         let good = claim.refusals.is_empty();
         refusals.extend(claim.refusals);
         let Some(reference) = claim.reference else { continue };
-        let value = claim.object.as_ref().filter(|_| good).map(|object| object.body.clone());
+        let object = claim.object.filter(|_| good);
         match &*reference.kind {
-            MESH_CONFIG => mesh = Some(value),
-            MESH_NETWORKS => networks = Some(value),
-            _ => own = Some((reference, claim.object.filter(|_| good))),
+            MESH_CONFIG => mesh = Some(object.map(|object| object.body.tree())),
+            MESH_NETWORKS => networks = Some(object.map(|object| object.body.tree())),
+            _ => own = Some((reference, object)),
         }
     }
-    let (reference, object) = own?;
+    let (mut reference, object) = own?;
     let object = object.map(|object| {
         let mut object = Arc::unwrap_or_clone(object);
         prune(&mut object);
+        pool.share(&mut object);
         Arc::new(object)
     });
+    if let Some(object) = &object {
+        reference.clone_from(&object.reference);
+    }
     let content = object.as_deref().map_or(Fingerprint::NONE, content);
     Some(Read { reference, uid, version, object, refusals, content, mesh, networks })
 }
@@ -121,14 +139,12 @@ fn fields(metadata: ObjectMeta) -> Value {
 }
 
 fn content(object: &Object) -> Fingerprint {
-    let all = json!([
-        *object.api_version,
-        object.creation_nanos.to_string(),
-        object.labels,
-        object.annotations,
-        *object.body
-    ]);
-    Fingerprint::of(all.to_string().as_bytes())
+    let nanos = object.creation_nanos.to_le_bytes();
+    let maps = [&object.labels, &object.annotations].map(|map| json!(**map).to_string());
+    let body = object.body.packed();
+    let text = body.text().unwrap_or_default();
+    let parts = [object.api_version.as_bytes(), &nanos, maps[0].as_bytes(), maps[1].as_bytes(), text.as_bytes()];
+    Fingerprint::of_parts(parts)
 }
 
 #[cfg(test)]
@@ -146,7 +162,7 @@ pub(crate) mod tests {
         let extra = rest.as_object().unwrap().clone();
         object.as_object_mut().unwrap().extend(extra);
         let object: DynamicObject = serde_json::from_value(object).unwrap();
-        read(object, &watched.resource(watched.kind.versions[0]), &trysail_discovery::Config::default()).unwrap()
+        Reader::new(watched.resource(watched.kind.versions[0]), Arc::default()).object(object).unwrap()
     }
 
     #[test]
@@ -155,17 +171,18 @@ pub(crate) mod tests {
         let b = raw("VirtualService", "a", "1", 8, json!({"spec": {"hosts": ["a"]}, "status": {"x": 1}}));
         assert_eq!(a.content, b.content);
         assert_eq!((a.version, a.object.as_ref().unwrap().creation_nanos), (7, 1_769_846_400_000_000_000));
-        assert_eq!(a.object.unwrap().body.pointer("/metadata/managedFields"), None);
+        assert_eq!(a.object.unwrap().body.read().pointer("/metadata/managedFields"), None);
         assert_ne!(b.content, raw("VirtualService", "a", "1", 9, json!({"spec": {"hosts": ["b"]}})).content);
     }
 
     #[test]
     fn the_mesh_configuration_is_read_from_its_map() {
         let config = trysail_discovery::Config { system_namespace: "n".into(), ..Default::default() };
+        let config = Arc::new(config);
         let watched = Watched::new(kinds::named("ConfigMap").unwrap());
         let read = |text: &str| {
             let object = json!({"metadata": {"name": "istio", "namespace": "n"}, "data": {"mesh": text}});
-            read(serde_json::from_value(object).unwrap(), &watched.resource("v1"), &config).unwrap()
+            Reader::new(watched.resource("v1"), config.clone()).object(serde_json::from_value(object).unwrap()).unwrap()
         };
         assert_eq!(read("rootNamespace: r").mesh.unwrap().unwrap()["rootNamespace"], "r");
         let bad = read("a: [");

@@ -27,7 +27,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Config { objects: trysail_discovery::Config::default(), ignored: Vec::new(), included: Vec::new(), page: 500 }
+        Config { objects: trysail_discovery::Config::default(), ignored: Vec::new(), included: Vec::new(), page: 250 }
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use crate::definitions::Definitions;
 use crate::gather::Told;
 use crate::known::Known;
-use crate::read::{self, Read};
+use crate::read::{Read, Reader};
 use crate::watched::Watched;
 
 /// What all watches share.
@@ -245,7 +245,7 @@ impl KindWatch {
                 }
                 Event::Apply(read) => read.and_then(|read| self.known.apply(read)).map(Told::Moved),
                 Event::Delete(read) => {
-                    read.and_then(|read| self.known.delete(&read.reference, &read.uid)).map(Told::Moved)
+                    read.and_then(|read| self.known.delete(&read.reference, read.uid)).map(Told::Moved)
                 }
             };
             if told.is_some_and(|told| !self.tell(told)) {
@@ -293,21 +293,21 @@ impl KindWatch {
         if let Some(fields) = self.watched.fields {
             config = config.fields(fields);
         }
-        let (client, resource, discovery) = (self.shared.client.clone(), resource.clone(), self.shared.config.clone());
+        let client = self.shared.client.clone();
+        let mut reader = Reader::new(resource.clone(), self.shared.config.clone());
         if self.watched.metadata_only {
-            let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(client, &resource);
-            let read =
-                move |object: PartialObjectMeta<DynamicObject>| read::read_metadata(object, &resource, &discovery);
-            kube::runtime::watcher(api, config).default_backoff().map(move |event| Ok(map(event?, &read))).boxed()
+            let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(client, resource);
+            let events = kube::runtime::watcher(api, config).default_backoff();
+            events.map(move |event| Ok(map(event?, |object| reader.metadata(object)))).boxed()
         } else {
-            let api: Api<DynamicObject> = Api::all_with(client, &resource);
-            let read = move |object: DynamicObject| read::read(object, &resource, &discovery);
-            kube::runtime::watcher(api, config).default_backoff().map(move |event| Ok(map(event?, &read))).boxed()
+            let api: Api<DynamicObject> = Api::all_with(client, resource);
+            let events = kube::runtime::watcher(api, config).default_backoff();
+            events.map(move |event| Ok(map(event?, |object| reader.object(object)))).boxed()
         }
     }
 }
 
-fn map<K, T>(event: Event<K>, read: impl Fn(K) -> T) -> Event<T> {
+fn map<K, T>(event: Event<K>, read: impl FnOnce(K) -> T) -> Event<T> {
     match event {
         Event::Apply(object) => Event::Apply(read(object)),
         Event::Delete(object) => Event::Delete(read(object)),

@@ -8,19 +8,23 @@
 //!                     (all four import this crate and never each other)
 //! ```
 
+pub mod body;
 pub mod fingerprint;
 pub mod identity;
 pub mod ids;
 pub mod object;
+pub mod pool;
 pub mod proxy;
 pub mod query;
 pub mod rope;
 pub mod view;
 
+pub use body::Body;
 pub use fingerprint::Fingerprint;
 pub use identity::{Caller, Identity, Secrets, TrustBundle};
 pub use ids::{ResourceName, StageName, TypeUrl};
 pub use object::{Object, ObjectRef, Rejection};
+pub use pool::ObjectPool;
 pub use proxy::Proxy;
 pub use query::{Affected, Answer, Proxies, Query, QueryDecl, Snapshot};
 pub use rope::Rope;

@@ -1,10 +1,13 @@
 //! Configuration objects as a source hands them over.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use serde_json::Value;
+
+use crate::Body;
 
 /// Names an object: Kubernetes kind, namespace (empty for cluster-scoped kinds) and name.
 ///
@@ -53,24 +56,24 @@ pub struct Object {
     /// Creation time in nanoseconds since the epoch; 0 when unset (a folder's objects usually have none).
     pub creation_nanos: i128,
     /// Labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Arc<BTreeMap<String, String>>,
     /// Annotations.
-    pub annotations: BTreeMap<String, String>,
+    pub annotations: Arc<BTreeMap<String, String>>,
     /// The whole object as JSON (`spec`, `status`, `data`, ... beside `metadata`).
-    pub body: Arc<Value>,
+    pub body: Body,
     /// Where it stands: file and document, or a cluster's API server.
     pub origin: Arc<str>,
 }
 
 impl Object {
     /// The spec, or JSON null when the object has none.
-    pub fn spec(&self) -> &Value {
-        self.body.get("spec").unwrap_or(&Value::Null)
+    pub fn spec(&self) -> Cow<'_, Value> {
+        self.body.part("spec")
     }
 
     /// The status, or JSON null.
-    pub fn status(&self) -> &Value {
-        self.body.get("status").unwrap_or(&Value::Null)
+    pub fn status(&self) -> Cow<'_, Value> {
+        self.body.part("status")
     }
 
     /// Age order of Istio's conflict rules: oldest first, then name, then namespace.

@@ -50,9 +50,9 @@ fn object(kind: &str, (name, namespace): &(String, String), body: Value) -> Arc<
         reference: ObjectRef::new(kind, namespace, name),
         api_version: "v1".into(),
         creation_nanos: 0,
-        labels,
-        annotations: BTreeMap::new(),
-        body: Arc::new(body),
+        labels: Arc::new(labels),
+        annotations: Arc::default(),
+        body: body.into(),
         origin: "generated".into(),
     })
 }

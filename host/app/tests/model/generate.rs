@@ -69,9 +69,9 @@ pub fn object(dice: &mut Dice) -> Arc<Object> {
         reference,
         api_version: "v1".into(),
         creation_nanos: i128::from(dice.next() % 3) * 1_000_000_000,
-        labels: map("labels"),
-        annotations: map("annotations"),
-        body: Arc::new(body),
+        labels: Arc::new(map("labels")),
+        annotations: Arc::new(map("annotations")),
+        body: body.into(),
         origin: "model".into(),
     })
 }

@@ -48,11 +48,12 @@ impl Rbac {
             "RoleBinding" if *binding_namespace == *identity.namespace => {}
             _ => return false,
         }
-        let subjects = binding.body.get("subjects").and_then(Value::as_array);
+        let body = binding.body.read();
+        let subjects = body.get("subjects").and_then(Value::as_array);
         if !subjects.into_iter().flatten().any(|subject| is_meant(subject, binding_namespace, identity)) {
             return false;
         }
-        let Some(role) = binding.body.get("roleRef") else { return false };
+        let Some(role) = body.get("roleRef") else { return false };
         let (kind, name) = (text(role, "kind"), text(role, "name"));
         let namespace = match kind {
             "Role" => binding_namespace,
@@ -60,7 +61,8 @@ impl Rbac {
             _ => return false,
         };
         let role = self.objects.get(&ObjectRef::new(kind, namespace, name));
-        let rules = role.and_then(|role| role.body.get("rules")).and_then(Value::as_array);
+        let rules = role.map(|role| role.body.part("rules"));
+        let rules = rules.as_deref().and_then(Value::as_array);
         rules.into_iter().flatten().any(lists_secrets)
     }
 }

@@ -47,7 +47,8 @@ impl References {
             }
             // The namespace that may is the set's own; the gateway that it hangs on has to be the proxy's.
             "ListenerSet" => {
-                let parent = object.spec().get("parentRef");
+                let spec = object.spec();
+                let parent = spec.get("parentRef");
                 let parent = parent.and_then(|parent| {
                     let namespace = parent.get("namespace").and_then(Value::as_str);
                     let name = parent.get("name").and_then(Value::as_str)?;
@@ -72,12 +73,12 @@ impl References {
         });
         let mut grants = grants.map(|grant| grant.spec());
         grants.any(|spec| {
-            let from = list(spec, "from").any(|from| {
+            let from = list(&spec, "from").any(|from| {
                 text(from, "group") == "gateway.networking.k8s.io"
                     && text(from, "kind") == from_kind
                     && text(from, "namespace") == from_namespace
             });
-            let to = list(spec, "to").any(|to| {
+            let to = list(&spec, "to").any(|to| {
                 let name = text(to, "name");
                 text(to, "group").is_empty()
                     && text(to, "kind") == "Secret"
@@ -100,19 +101,20 @@ fn list<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> + us
 fn is_for(gateway: &Object, proxy: &Proxy) -> bool {
     match proxy.labels.get(GATEWAY_NAME_LABEL) {
         Some(name) => **name == *gateway.reference.name,
-        None => list(gateway.spec(), "addresses").next().is_some(),
+        None => list(&gateway.spec(), "addresses").next().is_some(),
     }
 }
 
 /// Does a Gateway or ListenerSet refer to the secret?
 fn refers(object: &Object, wanted: &SecretName) -> bool {
-    let mut certificates = list(object.spec(), "listeners").flat_map(|listener| {
+    let spec = object.spec();
+    let mut certificates = list(&spec, "listeners").flat_map(|listener| {
         let tls = listener.get("tls").unwrap_or(&Value::Null);
         let validation = tls.get("frontendValidation").unwrap_or(&Value::Null);
         list(tls, "certificateRefs").chain(list(validation, "caCertificateRefs"))
     });
-    let frontend = object.spec().pointer("/tls/frontend/default/validation").unwrap_or(&Value::Null);
-    let per_port = object.spec().pointer("/tls/frontend").unwrap_or(&Value::Null);
+    let frontend = spec.pointer("/tls/frontend/default/validation").unwrap_or(&Value::Null);
+    let per_port = spec.pointer("/tls/frontend").unwrap_or(&Value::Null);
     let per_port = list(per_port, "perPort").filter_map(|port| port.pointer("/tls/validation"));
     let is_meant = |reference: &Value| {
         let (group, kind) = (text(reference, "group"), text(reference, "kind"));
@@ -132,12 +134,13 @@ fn refers(object: &Object, wanted: &SecretName) -> bool {
 
 /// Does an Istio Gateway for this proxy name the secret in full?
 fn istio_refers(gateway: &Object, proxy: &Proxy, wanted: &SecretName) -> bool {
-    let selector = gateway.spec().get("selector").and_then(Value::as_object);
+    let spec = gateway.spec();
+    let selector = spec.get("selector").and_then(Value::as_object);
     let selects =
         selector.into_iter().flatten().all(|(key, value)| proxy.labels.get(key).map(String::as_str) == value.as_str());
     let full = format!("kubernetes-gateway://{}/{}", wanted.namespace, wanted.base());
     selects
-        && list(gateway.spec(), "servers").any(|server| {
+        && list(&spec, "servers").any(|server| {
             let tls = server.get("tls").unwrap_or(&Value::Null);
             let several = list(tls, "credentialNames").filter_map(Value::as_str);
             several.chain([text(tls, "credentialName"), text(tls, "caCertCredentialName")]).any(|name| name == full)

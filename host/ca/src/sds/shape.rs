@@ -78,18 +78,18 @@ impl Material {
         let not_found = |reference: &ObjectRef| ShapeError::NotFound(reference.clone());
         if name.source == Source::ConfigMap {
             let object = get(&base).ok_or_else(|| not_found(&base))?;
-            return ca(&base, &texts(&object.body));
+            return ca(&base, &texts(&object.body.read()));
         }
         if !name.is_ca_only() {
             let object = get(&whole).ok_or_else(|| not_found(&whole))?;
-            return tls(&whole, &secret_data(&object.body));
+            return tls(&whole, &secret_data(&object.body.read()));
         }
         // A secret for the roots alone goes before the roots beside a certificate.
         match get(&whole) {
-            Some(object) => ca(&whole, &secret_data(&object.body)),
+            Some(object) => ca(&whole, &secret_data(&object.body.read())),
             None => {
                 let object = get(&base).ok_or_else(|| not_found(&base))?;
-                ca(&base, &secret_data(&object.body))
+                ca(&base, &secret_data(&object.body.read()))
             }
         }
     }

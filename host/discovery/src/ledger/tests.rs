@@ -21,7 +21,7 @@ fn gone(path: &str) -> (Arc<str>, Option<FileInput>) {
 }
 
 fn state(ledger: &Ledger) -> Vec<(String, String)> {
-    let value = |object: &Object| object.body["data"]["v"].as_str().unwrap_or("-").to_owned();
+    let value = |object: &Object| object.body.part("data")["v"].as_str().unwrap_or("-").to_owned();
     ledger.objects().map(|object| (object.reference.name.to_string(), value(object))).collect()
 }
 

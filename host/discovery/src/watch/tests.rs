@@ -55,7 +55,7 @@ impl Watched {
 /// `+x=1 ~x=2 -x` for added, updated and deleted.
 fn told(change: &Change) -> String {
     let value = |object: &trysail_model::Object| {
-        format!("{}={}", object.reference.name, object.body["data"]["v"].as_str().unwrap_or("-"))
+        format!("{}={}", object.reference.name, object.body.part("data")["v"].as_str().unwrap_or("-"))
     };
     let changes = &change.changes;
     let added = changes.added.iter().map(|object| format!("+{}", value(object)));

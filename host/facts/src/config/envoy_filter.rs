@@ -185,6 +185,8 @@ fn plain(value: &prost_types::Value) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use serde_json::json;
     use trysail_proto::envoy::config::cluster::v3::Cluster;
 
@@ -259,7 +261,7 @@ mod tests {
     #[test]
     fn services_may_be_annotated() {
         let mut given = object("EnvoyFilter", "n", "a", json!({}));
-        given.annotations.insert(REFERENCED_SERVICES.into(), "a.example,n/b.example".into());
+        Arc::make_mut(&mut given.annotations).insert(REFERENCED_SERVICES.into(), "a.example,n/b.example".into());
         assert_eq!(prepare(&given, &EnvoyFilter::default()).referenced_services, ["a.example", "n/b.example"]);
     }
 

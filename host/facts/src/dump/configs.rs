@@ -29,7 +29,7 @@ impl FactsSnapshot {
     pub fn dump_policies(&self, kind: &str, field: &str) -> Value {
         let mut namespaces: Map<String, Value> = Map::new();
         for object in self.configs().filter(|object| &*object.reference.kind == kind) {
-            let annotations = if object.annotations.is_empty() { Value::Null } else { json!(object.annotations) };
+            let annotations = if object.annotations.is_empty() { Value::Null } else { json!(*object.annotations) };
             let policy = json!({
                 "name": &*object.reference.name,
                 "namespace": &*object.reference.namespace,
@@ -56,7 +56,7 @@ impl FactsSnapshot {
     }
 
     fn configs(&self) -> impl Iterator<Item = &Object> {
-        let all = self.view().state.objects.iter().map(|(_, object)| &**object);
+        let all = self.view().state.objects.iter().filter_map(|(_, kept)| kept.object().map(|object| &**object));
         all.filter(|object| {
             let group = object.api_version.split_once('/').map_or("", |(group, _)| group);
             GROUPS.contains(&group) || &*object.reference.kind == "Ingress"
@@ -73,7 +73,8 @@ fn kind_of(object: &Object) -> &str {
 }
 
 fn dump_object(object: &Object) -> Value {
-    let given = object.body.get("metadata").and_then(Value::as_object);
+    let given = object.body.part("metadata");
+    let given = given.as_object();
     let mut metadata: Map<String, Value> = METADATA
         .iter()
         .filter_map(|field| Some(((*field).to_owned(), given?.get(*field).filter(|value| !value.is_null())?.clone())))
@@ -85,7 +86,7 @@ fn dump_object(object: &Object) -> Value {
     let mut dump = json!({"kind": kind_of(object), "apiVersion": &*object.api_version, "metadata": metadata});
     for (part, value) in [("spec", object.spec()), ("status", object.status())] {
         if !value.is_null() {
-            dump[part] = value.clone();
+            dump[part] = value.into_owned();
         }
     }
     dump

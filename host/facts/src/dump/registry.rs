@@ -8,6 +8,7 @@ use trysail_proto::trysail::facts::v1::{Endpoint, Health, NetworkGateway, Port, 
 
 use super::{text_map, time};
 use crate::FactsSnapshot;
+use crate::kept::Kept;
 use crate::services::Service;
 
 impl FactsSnapshot {
@@ -105,7 +106,9 @@ impl FactsSnapshot {
         });
         let aliases: Vec<Value> = aliases.collect();
         let version = self.view().state.objects.get(&crate::state::object_key(&service.source));
-        let version = version.map(|object| crate::json::text(&object.body, &["metadata", "resourceVersion"]));
+        let version = version
+            .and_then(Kept::object)
+            .map(|object| crate::json::text(&object.body.part("metadata"), &["resourceVersion"]).to_owned());
         let mut dump = json!({
             "Attributes": {
                 "ServiceRegistry": record.registry,
