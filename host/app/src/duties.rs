@@ -1,7 +1,8 @@
 //! What only one of several replicas may do in a cluster, and the elections that decide who.
 //!
-//! Root certificates and the revocation list in all namespaces, or the roots in a ClusterTrustBundle (lock `istio-namespace-controller-election`). The authority's
-//! key needs no lock: the secret's version decides between two replicas that renew its certificate at once.
+//! Root certificates and the revocation list in all namespaces, or the roots in a ClusterTrustBundle (lock
+//! `istio-namespace-controller-election`), addresses of ServiceEntries in their status (`istio-ip-autoallocate`). The
+//! authority's key needs no lock: the secret's version decides between two replicas that renew its certificate at once.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use trysail_ca::PublicBundle;
 use trysail_facts::{FactsSnapshot, Settings};
+use trysail_kube::addresses::{Allocator, Range, RangeError};
 use trysail_kube::election::{self, Election, Form, Leadership, Timing};
 use trysail_kube::trust_bundle::BundlePublisher;
 use trysail_kube::{Client, Publication, Publisher};
@@ -19,8 +21,12 @@ use crate::env::{Environment, flag_of};
 
 /// The lock of whoever writes into all namespaces.
 const NAMESPACES: &str = "istio-namespace-controller-election";
+/// The lock of whoever gives addresses to ServiceEntries.
+const ADDRESSES: &str = "istio-ip-autoallocate";
 /// All locks that replicas stand for, ConfigMaps of the control plane's namespace.
-pub const LOCKS: [&str; 1] = [NAMESPACES];
+pub const LOCKS: [&str; 2] = [ADDRESSES, NAMESPACES];
+/// Kinds whose status is written, with their groups.
+pub const STATUS_WRITTEN: [(&str, &str); 1] = [("networking.istio.io", "serviceentries")];
 /// The ConfigMaps that are published unless variables name others.
 pub const PUBLISHED: [&str; 2] = ["istio-ca-root-cert", "istio-ca-crl"];
 /// Keys of the published texts.
@@ -50,7 +56,10 @@ pub struct Subject<'a> {
 
 impl Duties {
     /// Takes part in the elections, and does what falls to us.
-    pub fn start(subject: Subject<'_>) -> Duties {
+    ///
+    /// # Errors
+    /// The ranges for addresses of ServiceEntries are none.
+    pub fn start(subject: Subject<'_>) -> Result<Duties, RangeError> {
         let Subject { client, environment, settings, bundle_rx, facts } = subject;
         let mut duties = Duties { stop_tx: watch::Sender::new(false), elections: Vec::new(), tasks: Vec::new() };
         let leadership = duties.stand(NAMESPACES, client.clone(), environment, settings);
@@ -81,10 +90,20 @@ impl Duties {
             // What was published last stays so.
             std::future::pending::<()>().await;
         }));
+        let features = facts.load().base().environment.clone();
+        if features.flag("PILOT_ENABLE_IP_AUTOALLOCATE") {
+            let range = |variable| Range::read(features.text(variable));
+            let ranges = [range("PILOT_IP_AUTOALLOCATE_IPV4_PREFIX")?, range("PILOT_IP_AUTOALLOCATE_IPV6_PREFIX")?];
+            let leadership = duties.stand(ADDRESSES, client.clone(), environment, settings);
+            let facts = facts.clone();
+            let in_mesh = Arc::new(move |namespace: &str| facts.load().reads_namespace(namespace));
+            let allocator = Allocator { client: client.clone(), leadership, ranges, in_mesh };
+            duties.tasks.push(tokio::spawn(allocator.run()));
+        }
         let selects = Arc::new(move |labels: &BTreeMap<String, String>| facts.load().discovers_namespace(labels));
         let publisher = Publisher { client, leadership, wanted_rx, selects };
         duties.tasks.push(tokio::spawn(publisher.run()));
-        duties
+        Ok(duties)
     }
 
     /// Stands for a lock.

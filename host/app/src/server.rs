@@ -378,13 +378,19 @@ pub async fn run(
         None => None,
     };
     let duties = match (client.clone(), &secure) {
-        (Some(client), Some((_, secure))) => Some(Duties::start(Subject {
-            client,
-            environment,
-            settings: &config.settings,
-            bundle_rx: secure.signer.bundle(),
-            facts: facts.clone(),
-        })),
+        (Some(client), Some((_, secure))) => {
+            let subject = Subject {
+                client,
+                environment,
+                settings: &config.settings,
+                bundle_rx: secure.signer.bundle(),
+                facts: facts.clone(),
+            };
+            Some(
+                Duties::start(subject)
+                    .context("PILOT_IP_AUTOALLOCATE_IPV4_PREFIX, PILOT_IP_AUTOALLOCATE_IPV6_PREFIX")?,
+            )
+        }
         _ => None,
     };
     let balance = client.and_then(|client| Balance::new(client, xds.clone(), environment, &config.settings));

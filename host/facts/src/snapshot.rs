@@ -42,9 +42,15 @@ impl FactsSnapshot {
 
     /// Does a pod of a service account run on a node? One that has ended does not.
     pub fn runs_on_node(&self, node: &str, namespace: &str, service_account: &str) -> bool {
-        let on_node = prefix(&[node, namespace]);
+        let in_namespace = prefix(&[namespace]);
         let account = |pod: &Pod| if pod.account.is_empty() { "default" } else { &*pod.account } == service_account;
-        self.state.pods_on.with_prefix(&on_node).any(|(_, pod)| !pod.ended && account(pod))
+        let mut pods = self.state.pods.with_prefix(&in_namespace).map(|(_, pod)| pod);
+        pods.any(|pod| pod.node == node && !pod.ended && account(pod))
+    }
+
+    /// Are the objects of this namespace read at all?
+    pub fn reads_namespace(&self, name: &str) -> bool {
+        self.state.discovers(&self.base, name)
     }
 
     /// The snapshot after a change, and the queries whose answers can have moved.

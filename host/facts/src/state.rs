@@ -198,7 +198,7 @@ impl State {
         self.tags.iter().map(|(_, tag)| tag.as_str()).collect()
     }
 
-    fn discovers(&self, base: &Base, namespace: &str) -> bool {
+    pub(crate) fn discovers(&self, base: &Base, namespace: &str) -> bool {
         if base.mesh.config.discovery_selectors.is_empty() {
             return true;
         }

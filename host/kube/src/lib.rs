@@ -11,6 +11,7 @@
 //!  API server <──endpoints── peers
 //!  API server <──texts── Publisher, while it leads                   API server <──key── KeptSecret
 //!  API server <──roots── trust_bundle, while it leads                API server <──requests── Signing
+//!  API server <──status── Allocator, while it leads
 //! ```
 //!
 //! **Invariant:** the owner never hears half a cluster: the first update comes when every watch has listed, a list that is made
@@ -19,6 +20,7 @@
 //! **Invariant:** no step back in time: an object of an older version than the one in force is not taken, and a list that is
 //! older than what is known is made again.
 
+pub mod addresses;
 mod client;
 mod definitions;
 pub mod election;

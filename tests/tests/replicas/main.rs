@@ -15,6 +15,7 @@ use trysail_tests::cluster::{self, ApiServer, Cluster};
 use trysail_tests::replica::Replica;
 use trysail_tests::{agent, aloud, control_plane, eventually, quiet};
 
+mod addresses;
 mod balance;
 #[path = "../support/definitions.rs"]
 mod definitions;
