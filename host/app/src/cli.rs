@@ -163,6 +163,15 @@ pub struct DiscoveryFlags {
     /// Share of the traces that are sent, 0 to 1.
     #[arg(long = "otlpShare", value_name = "SHARE", default_value_t = 1.0)]
     pub otlp_share: f64,
+    /// Time without traffic after which an xDS client is pinged.
+    #[arg(long = "keepaliveInterval", env = "GRPC_KEEPALIVE_INTERVAL", default_value = "30s")]
+    pub keepalive_interval: String,
+    /// How long the answer to a ping may take.
+    #[arg(long = "keepaliveTimeout", env = "GRPC_KEEPALIVE_TIMEOUT", default_value = "10s")]
+    pub keepalive_timeout: String,
+    /// Age at which an xDS connection is asked to go elsewhere, a tenth more or less; without it never.
+    #[arg(long = "keepaliveMaxServerConnectionAge", value_name = "AGE")]
+    pub keepalive_max_server_connection_age: Option<String>,
     /// How long streams may take to end at shutdown.
     #[arg(long = "shutdownDuration", default_value = "10s")]
     pub shutdown_duration: String,

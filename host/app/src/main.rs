@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
@@ -94,6 +95,9 @@ fn component(module: &Path, out: &Path) -> Result<()> {
     Ok(())
 }
 
+/// No process lives so long; istiod's word for "never" is longer.
+const LIFETIME: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 fn discovery(flags: DiscoveryFlags, unknown: &[String]) -> Result<()> {
     let place = place(&flags)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -124,7 +128,18 @@ fn discovery(flags: DiscoveryFlags, unknown: &[String]) -> Result<()> {
         min_version: flags.tls_min_version,
         signer: security::SignerAt::Process(std::env::current_exe().context("cannot find this program")?),
     };
+    let length = |flag: &str, text: &str| {
+        env::duration(text).with_context(|| format!("--{flag}={text} is no duration such as 30m"))
+    };
+    let max_age = flags.keepalive_max_server_connection_age.as_deref();
+    let max_age = max_age.map(|text| length("keepaliveMaxServerConnectionAge", text)).transpose()?;
+    let keepalive = server::Keepalive {
+        interval: length("keepaliveInterval", &flags.keepalive_interval)?,
+        timeout: length("keepaliveTimeout", &flags.keepalive_timeout)?,
+        max_age: max_age.filter(|age| *age < LIFETIME),
+    };
     let config = server::Config {
+        keepalive,
         secure,
         place,
         mesh_config: flags.mesh_config,

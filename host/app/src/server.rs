@@ -64,6 +64,8 @@ pub struct Config {
     pub http_addr: String,
     /// Metrics and version.
     pub monitoring_addr: String,
+    /// How connections of xDS clients are kept alive.
+    pub keepalive: Keepalive,
     /// How long streams may take to end at shutdown.
     pub shutdown: Duration,
     /// DNS suffix, cluster and namespace.
@@ -74,6 +76,17 @@ pub struct Config {
     pub cluster_aliases: BTreeMap<String, String>,
     /// Kinds that protect something and may be left out all the same.
     pub accept_untranslated: BTreeSet<String>,
+}
+
+/// How connections of xDS clients are kept alive.
+#[derive(Clone, Copy, Debug)]
+pub struct Keepalive {
+    /// Time without traffic after which a client is pinged.
+    pub interval: Duration,
+    /// How long the answer may take.
+    pub timeout: Duration,
+    /// Age at which a connection is asked to go elsewhere; unset means never.
+    pub max_age: Option<Duration>,
 }
 
 /// What is known about the control plane's own state, for the debug pages.
@@ -326,11 +339,15 @@ pub async fn run(
                 let terminal = terminal.clone();
                 Arc::new(move |report| terminal.pushed(report))
             }),
+            keepalive_interval: config.keepalive.interval,
+            keepalive_timeout: config.keepalive.timeout,
+            max_connection_age: config.keepalive.max_age,
             max_connection_age_grace: config.shutdown.mul_f64(1.0 - DRAIN_SHARE),
             max_streams_per_second: streams_per_second(environment),
             ..trysail_xds::Config::default()
         },
     );
+    metrics::ProxyCollector::register(&registry, xds.clone(), facts.clone()).context("metrics")?;
     let running = Running {
         engine: engine.clone(),
         xds: xds.clone(),

@@ -179,6 +179,8 @@ impl Connection {
     ) -> Result<(), Status> {
         let mut stop = self.server.stop_rx();
         let mut leave = self.admitted.entry.leave.subscribe();
+        let age = self.server.stream_age();
+        let mut aged = std::pin::pin!(tokio::time::sleep(age.unwrap_or_default()));
         let mut pushes = self.server.pushes_rx();
         let mut job_rx = None;
         let mut debug_rx: Option<DebugRx> = None;
@@ -194,6 +196,7 @@ impl Connection {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return Err(stopping()),
                 _ = leave.wait_for(|leave| *leave) => return Err(Status::unavailable("disconnected: another replica may have room")),
+                () = &mut aged, if age.is_some() => return Err(Status::unavailable("disconnected: the connection is old enough")),
                 () = responses_tx.closed() => return Ok(()),
                 // Requests before pushes, as in istiod: they say what a push has to hold.
                 received = inbound.message(), if is_open => match received.map_err(transport)? {

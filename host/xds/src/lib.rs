@@ -24,6 +24,7 @@
 //! Where the rules differ from istiod's, the place says so with the word "istiod" and why.
 
 mod admission;
+mod age;
 mod apart;
 mod body;
 mod codec;

@@ -17,6 +17,7 @@ use tonic::transport::server::TcpIncoming;
 use trysail_model::{Proxy, Secrets, Translator, TrustBundle};
 
 use crate::admission::Admission;
+use crate::age;
 use crate::config::{Config, Observer, PushInfo};
 use crate::diff::DeltaCache;
 use crate::kind::Kind;
@@ -199,7 +200,8 @@ impl Server {
             .http2_keepalive_interval(Some(transport.keepalive_interval))
             .http2_keepalive_timeout(Some(transport.keepalive_timeout));
         if let Some(age) = transport.max_connection_age {
-            builder = builder.max_connection_age(age).max_connection_age_grace(transport.max_connection_age_grace);
+            let grace = age::remaining(age) + transport.max_connection_age_grace;
+            builder = builder.max_connection_age(age::announced(age)).max_connection_age_grace(grace);
         }
         let descriptors = reflection::descriptors();
         let reflect =
@@ -246,6 +248,11 @@ impl Server {
             entry.leave.send_replace(true);
             tokio::time::sleep_until(began + step * at).await;
         }
+    }
+
+    /// When a stream that begins now is to end; `None` for never.
+    pub(crate) fn stream_age(&self) -> Option<Duration> {
+        self.shared.transport.max_connection_age.map(age::of_stream)
     }
 
     /// How many streams there are.

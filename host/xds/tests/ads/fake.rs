@@ -153,6 +153,11 @@ pub struct Env {
 impl Env {
     /// Serves the resources given, as revision 1.
     pub async fn start(resources: &[(&str, &[(&str, &str)])]) -> Env {
+        Env::start_with(resources, Config::default()).await
+    }
+
+    /// The same with other settings.
+    pub async fn start_with(resources: &[(&str, &[(&str, &str)])], config: Config) -> Env {
         let fake = Arc::new(Fake::default());
         for (type_url, entries) in resources {
             let entries: Vec<_> = entries.iter().map(|(name, body)| (*name, Some(*body))).collect();
@@ -165,7 +170,7 @@ impl Env {
             n_workers: 2,
             metrics: Metrics::register(&registry).expect("a new registry"),
             on_push: Some(Arc::new(move |report: &PushReport| drop(reports_tx.send(report.clone())))),
-            ..Config::default()
+            ..config
         };
         let server = Server::new(fake.clone(), config);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a local port");

@@ -1,6 +1,7 @@
 //! Faults, status, metrics, reflection, the end.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
@@ -9,6 +10,7 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
 use trysail_model::Watched;
+use trysail_xds::Config;
 
 use crate::client::*;
 use crate::fake::{Env, until};
@@ -32,6 +34,22 @@ async fn a_panic_of_the_translation_is_survived() {
     assert_eq!(proxy.take().await.names(), ["l"]);
     proxy.quiet().await;
     assert_eq!(env.metric("pilot_total_xds_internal_errors", ""), 1.0);
+}
+
+#[tokio::test]
+async fn an_old_stream_is_sent_away_and_comes_again() {
+    let config = Config { max_connection_age: Some(Duration::from_millis(400)), ..Config::default() };
+    let env = Env::start_with(&[(CLUSTER, &[("a", "cluster a")])], config).await;
+    for _ in 0..2 {
+        let mut proxy = Delta::open(&env, "a").await;
+        proxy.subscribe(CLUSTER, &[]).await;
+        assert_eq!(proxy.take().await.names(), ["a"]);
+        let status = proxy.end_or_next().await.unwrap_err().unwrap();
+        assert_eq!(
+            (status.code(), status.message()),
+            (Code::Unavailable, "disconnected: the connection is old enough")
+        );
+    }
 }
 
 #[tokio::test]
