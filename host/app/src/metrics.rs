@@ -1,6 +1,8 @@
 //! What the control plane as a whole shows, under istiod's names where it has one. What one crate knows by itself is in that
 //! crate's `metrics.rs`.
 
+mod proxies;
+
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -11,6 +13,8 @@ use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, Int
 use trysail_facts::FactsSnapshot;
 use trysail_facts::dump::Problems;
 use trysail_model::{Object, ObjectRef};
+
+pub use proxies::ProxyCollector;
 
 use crate::pages::Pages;
 use crate::version;
@@ -170,7 +174,8 @@ pub struct StateCollector {
 }
 
 /// istiod's metrics of what stages find, with the code of the finding.
-const FINDINGS: [(&str, &str, &str); 3] = [
+const FINDINGS: [(&str, &str, &str); 4] = [
+    ("duplicate-cluster", "pilot_duplicate_envoy_clusters", "Clusters left out, because another has their name."),
     (
         "inbound-listener-conflict",
         "pilot_conflict_inbound_listener",

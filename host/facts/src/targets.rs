@@ -48,9 +48,8 @@ impl View<'_> {
     /// The targets of a proxy, as istiod finds them: the WorkloadEntry of its first address, else the pod that it names
     /// itself, else services that select its labels; and ServiceEntries of its namespace that have one of its addresses.
     pub fn targets_of(&self, proxy: &Proxy, labels: &Labels) -> Vec<Target> {
-        let cluster = proxy.metadata.get("CLUSTER_ID").and_then(Value::as_str).unwrap_or_default();
         let mut targets = Vec::new();
-        if cluster.is_empty() || cluster == self.base.settings.cluster_id {
+        if self.is_of_cluster(proxy) {
             targets = self.kubernetes_targets(proxy, labels);
         }
         let namespace = proxy.metadata.get("NAMESPACE").and_then(Value::as_str).filter(|ns| !ns.is_empty());
@@ -58,6 +57,24 @@ impl View<'_> {
             targets.extend(self.entry_targets(address, namespace));
         }
         sorted(targets)
+    }
+
+    /// Why no service of the cluster is for a proxy's workload, in istiod's words; `None` when one is.
+    pub fn lacks_targets(&self, proxy: &Proxy) -> Option<&'static str> {
+        if !self.is_of_cluster(proxy) {
+            return Some("incorrect_cluster");
+        }
+        let address = proxy.addresses.first()?;
+        if !self.selectable_at(address).is_empty() || !self.kubernetes_targets(proxy, &proxy.labels).is_empty() {
+            return None;
+        }
+        let has_pod = self.pod_of_proxy(proxy).is_some() && !is_test_vm(proxy);
+        Some(if has_pod { "no_matching_services" } else { "no_matching_metadata" })
+    }
+
+    fn is_of_cluster(&self, proxy: &Proxy) -> bool {
+        let cluster = proxy.metadata.get("CLUSTER_ID").and_then(Value::as_str).unwrap_or_default();
+        cluster.is_empty() || cluster == self.base.settings.cluster_id
     }
 
     fn kubernetes_targets(&self, proxy: &Proxy, labels: &Labels) -> Vec<Target> {

@@ -108,8 +108,15 @@ pub fn service(ctx: &Ctx<'_>, args: &[String], passes_on: bool) -> Result<Output
         // A number that comes twice would make two clusters of one name, which Envoy refuses with all others.
         let first =
             service.ports[..i].iter().all(|before| before.port != port.port || before.protocol() == Protocol::Udp);
-        if chosen && first && port.protocol() != Protocol::Udp {
+        if !chosen || port.protocol() == Protocol::Udp {
+            continue;
+        }
+        if first {
             subject.port(port, tunnels.contains(&port.port), &mut output)?;
+        } else {
+            let message = format!("port {} stands twice, and {:?} is not the first", port.port, port.name);
+            output.diagnose(Severity::Warning, key, "", message);
+            output.count_as("duplicate-cluster");
         }
     }
     Ok(output)

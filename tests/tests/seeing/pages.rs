@@ -14,6 +14,7 @@ async fn pages_look_as_in_istiod() {
     let expected = json!([
         "adsz",
         "adsz?push=true",
+        "ambientz",
         "authorizationz",
         "cachez",
         "cachez?clear=true",
@@ -27,7 +28,9 @@ async fn pages_look_as_in_istiod() {
         "edsz",
         "endpointShardz",
         "endpointz",
+        "inject",
         "instancesz",
+        "krtz",
         "mcsz",
         "mesh",
         "ndsz",
@@ -43,6 +46,17 @@ async fn pages_look_as_in_istiod() {
         "unused",
     ]);
     assert_eq!(json_page(server, "/debug/list"), expected);
+
+    // Without ambient mode, and without an injector.
+    assert_eq!(json_page(server, "/debug/ambientz"), json!({"workloads": null, "services": null, "policies": null}));
+    assert_eq!(get(server.http, "/debug/inject").0, 404);
+    let collections = json_page(server, "/debug/krtz");
+    let (key, rule) =
+        entry(&collections, "name", "DestinationRule")["state"]["outputs"].as_object().unwrap().iter().next().unwrap();
+    assert_eq!(
+        *key,
+        format!("{}/{}", rule["metadata"]["namespace"].as_str().unwrap(), rule["metadata"]["name"].as_str().unwrap())
+    );
 
     // Codes and words.
     let not_found = (404, Some("text/plain; charset=utf-8".to_owned()), "404 page not found\n".to_owned());

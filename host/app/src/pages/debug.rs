@@ -63,6 +63,7 @@ pub struct Entry {
 const TABLE: &[Entry] = &[
     Entry { name: "adsz", help: "Connected proxies with what they watch", make: connections::adsz },
     Entry { name: "adsz?push=true", help: "Pushes everything to all connected proxies", make: connections::adsz },
+    Entry { name: "ambientz", help: "What ztunnels are told", make: mesh::ambientz },
     Entry { name: "authorizationz", help: "Authorization policies", make: mesh::authorizationz },
     Entry { name: "cachez", help: "Resources that connected proxies share", make: connections::cachez },
     Entry { name: "cachez?clear=true", help: "Forgets what no connected proxy uses", make: connections::cachez },
@@ -76,7 +77,9 @@ const TABLE: &[Entry] = &[
     Entry { name: "edsz", help: "Endpoints that a proxy was sent (?proxyID=)", make: config_dump::eds },
     Entry { name: "endpointShardz", help: "Endpoints by host and source", make: mesh::shards },
     Entry { name: "endpointz", help: "The same as endpointShardz", make: mesh::shards },
+    Entry { name: "inject", help: "Templates of the injector", make: mesh::inject },
     Entry { name: "instancesz", help: "Service ports of the connected proxies' workloads", make: connections::instancesz },
+    Entry { name: "krtz", help: "Configuration objects by kind", make: mesh::krtz },
     Entry { name: "mcsz", help: "Multi-cluster services", make: mesh::mcsz },
     Entry { name: "mesh", help: "Effective mesh configuration", make: mesh::mesh },
     Entry { name: "ndsz", help: "Name table that a proxy was sent (?proxyID=)", make: config_dump::nds },

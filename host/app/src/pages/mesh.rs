@@ -1,6 +1,9 @@
 //! What is known of the mesh: services, endpoints, configuration.
 
-use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+use hyper::StatusCode;
+use serde_json::{Map, Value, json};
 
 use super::debug::Asked;
 use super::page::Page;
@@ -77,4 +80,27 @@ pub fn push_context(asked: &Asked<'_>) -> Result<Page, Page> {
         "NetworkGateways": asked.pages.facts.load().dump_network_gateways(),
         "UnresolvedGateways": null,
     })))
+}
+
+/// Configuration objects by kind, as the collections that istiod keeps them in.
+pub fn krtz(asked: &Asked<'_>) -> Result<Page, Page> {
+    let mut kinds: BTreeMap<String, Map<String, Value>> = BTreeMap::new();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    for object in asked.pages.facts.load().dump_configs().as_array().into_iter().flatten() {
+        let metadata = &object["metadata"];
+        let key = format!("{}/{}", text(&metadata["namespace"]), text(&metadata["name"]));
+        kinds.entry(text(&object["kind"])).or_default().insert(key, object.clone());
+    }
+    let collection = |(uid, (kind, outputs)): (usize, (String, Map<String, Value>))| json!({"name": kind, "state": {"outputs": outputs, "synced": true}, "uid": uid});
+    Ok(asked.json(&(1..).zip(kinds).map(collection).collect()))
+}
+
+/// What ztunnels are told: nothing, as by an istiod without ambient mode.
+pub fn ambientz(asked: &Asked<'_>) -> Result<Page, Page> {
+    Ok(asked.json(&json!({"workloads": null, "services": null, "policies": null})))
+}
+
+/// Templates of the injector: istiod's answer where it injects nothing.
+pub fn inject(_: &Asked<'_>) -> Result<Page, Page> {
+    Err(Page::empty(StatusCode::NOT_FOUND))
 }

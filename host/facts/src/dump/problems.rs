@@ -21,6 +21,7 @@ use crate::table::key;
 pub struct Problems(BTreeMap<&'static str, BTreeMap<String, String>>);
 
 const NO_POD: &str = "endpoint_no_pod";
+const PENDING_POD: &str = "pilot_k8s_endpoints_pending_pod";
 const NO_INSTANCES: &str = "pilot_eds_no_instances";
 const NOT_READY: &str = "pilot_endpoint_not_ready";
 const DNS_WITHOUT_ENDPOINTS: &str = "pilot_dns_cluster_without_endpoints";
@@ -28,8 +29,9 @@ const DUPLICATE_SUBSETS: &str = "pilot_destrule_subsets";
 
 impl Problems {
     /// Names of the metrics, with what they count.
-    pub const METRICS: [(&'static str, &'static str); 5] = [
+    pub const METRICS: [(&'static str, &'static str); 6] = [
         (NO_POD, "Endpoints that name a pod which is not known."),
+        (PENDING_POD, "Endpoints that wait for their pod."),
         (NO_INSTANCES, "Clusters without instances."),
         (NOT_READY, "Endpoints that are not ready."),
         (DNS_WITHOUT_ENDPOINTS, "Clusters by DNS without endpoints."),
@@ -38,6 +40,8 @@ impl Problems {
 
     /// Number of cases of a metric.
     pub fn count(&self, metric: &str) -> usize {
+        // The same under its newer name.
+        let metric = if metric == PENDING_POD { NO_POD } else { metric };
         self.0.get(metric).map_or(0, BTreeMap::len)
     }
 
