@@ -3,7 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot begin has failed")]
 
-use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -75,9 +74,9 @@ fn cve_2021_34824() {
                 reference: ObjectRef::new("Secret", namespace, "shop"),
                 api_version: "v1".into(),
                 creation_nanos: 0,
-                labels: BTreeMap::new(),
-                annotations: BTreeMap::new(),
-                body: Arc::new(json!({"stringData": {"tls.crt": "c", "tls.key": text, "ca.crt": "roots"}})),
+                labels: Arc::default(),
+                annotations: Arc::default(),
+                body: json!({"stringData": {"tls.crt": "c", "tls.key": text, "ca.crt": "roots"}}).into(),
                 origin: "test".into(),
             })
         })
@@ -172,7 +171,7 @@ async fn cve_2026_31837() {
         Arc::new(KubernetesToken {
             reviewer: Arc::new(Fixed(answer)),
             cluster: "Kubernetes".into(),
-            aliases: BTreeMap::new(),
+            aliases: std::collections::BTreeMap::new(),
             audiences: audiences.to_vec(),
             trust: Trust::of("td").fixed(),
         })
@@ -211,9 +210,9 @@ fn verify_sa_for_gateway_secrets() {
         reference: ObjectRef::new("Secret", "edge", "shop"),
         api_version: "v1".into(),
         creation_nanos: 0,
-        labels: BTreeMap::new(),
-        annotations: BTreeMap::new(),
-        body: Arc::new(json!({"stringData": {"tls.crt": "c", "tls.key": "k"}})),
+        labels: Arc::default(),
+        annotations: Arc::default(),
+        body: json!({"stringData": {"tls.crt": "c", "tls.key": "k"}}).into(),
         origin: "test".into(),
     });
     let id = "router~10.0.0.1~gw.edge~edge.svc.cluster.local";

@@ -48,6 +48,11 @@ impl FactsSnapshot {
         pods.any(|pod| pod.node == node && !pod.ended && account(pod))
     }
 
+    /// Why no service of the cluster is for a proxy's workload, in istiod's words; `None` when one is.
+    pub fn lacks_targets(&self, proxy: &Proxy) -> Option<&'static str> {
+        self.view().lacks_targets(proxy)
+    }
+
     /// Are the objects of this namespace read at all?
     pub fn reads_namespace(&self, name: &str) -> bool {
         self.state.discovers(&self.base, name)

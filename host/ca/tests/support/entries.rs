@@ -1,7 +1,6 @@
 //! Where bytes of others come in: one function each, for the fuzz targets (`tests/fuzz`) and for the suite that goes over fixed
 //! mutations of good inputs (`hostile_bytes.rs`). Each says whether something came of the input, and asserts what must hold of it.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
@@ -128,9 +127,9 @@ fn object(kind: &str, name: &str, body: &Value) -> Arc<Object> {
         reference: ObjectRef::new(kind, "edge", name),
         api_version: "v1".into(),
         creation_nanos: 0,
-        labels: BTreeMap::new(),
-        annotations: BTreeMap::new(),
-        body: Arc::new(body.clone()),
+        labels: Arc::default(),
+        annotations: Arc::default(),
+        body: body.clone().into(),
         origin: "hostile".into(),
     })
 }
