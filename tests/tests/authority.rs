@@ -115,3 +115,58 @@ async fn the_key_is_the_clusters_and_the_root_is_everywhere() {
     has(&client, "shop", &root).await;
     assert_eq!(holder(&client.get(lock).await.unwrap().unwrap()), other);
 }
+
+/// A certificate of another authority in files: its root is what agents are told, also when it is replaced.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_root_of_a_certificate_in_files_is_published() {
+    let config = cluster::Config { rights: cluster::Rights::All, ..Default::default() };
+    let server = ApiServer::start(config, aloud).await.unwrap();
+    let client = server.client().await.unwrap();
+    client.define(&definitions::all()).await.unwrap();
+    client.apply(&[namespace("istio-system", true)]).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    // All at once, as kubelet replaces the files of a secret.
+    let mount = |n: u32| -> String {
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let root = params.self_signed(&key).unwrap().pem();
+        let issuer = rcgen::Issuer::new(params, key);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let leaf = rcgen::CertificateParams::new(vec![agent::SERVER_NAME.to_owned()]).unwrap();
+        let leaf = leaf.signed_by(&key, &issuer).unwrap().pem();
+        let dir = folder.path().join(n.to_string());
+        std::fs::create_dir(&dir).unwrap();
+        for (name, text) in [("tls.crt", &leaf), ("tls.key", &key.serialize_pem()), ("ca.crt", &root)] {
+            std::fs::write(dir.join(name), text).unwrap();
+        }
+        std::os::unix::fs::symlink(&dir, folder.path().join("fresh")).unwrap();
+        std::fs::rename(folder.path().join("fresh"), folder.path().join("mounted")).unwrap();
+        root
+    };
+    let first = mount(1);
+    let file = |name: &str| folder.path().join("mounted").join(name).display().to_string();
+    let kubeconfig = server.kubeconfig().display().to_string();
+    let (certificate, key, roots) = (file("tls.crt"), file("tls.key"), file("ca.crt"));
+    let args = [
+        "--kubeconfig",
+        &kubeconfig,
+        "--namespace",
+        "istio-system",
+        "--tlsCertFile",
+        &certificate,
+        "--tlsKeyFile",
+        &key,
+        "--caCertFile",
+        &roots,
+    ];
+    let environment = [("POD_NAME", "files"), ("TRYSAIL_CA_DIR", "memory")];
+    let mut replica = Replica::start(&control_plane::binary(quiet).unwrap(), &args, &environment).unwrap();
+    let address = replica.secure().unwrap();
+    has(&client, "istio-system", &first).await;
+    agent::connect(address, &first, None).await.unwrap();
+    let second = mount(2);
+    has(&client, "istio-system", &second).await;
+    let renewed = || async { agent::connect(address, &second, None).await.map(drop) };
+    eventually("the new certificate is shown", PATIENCE, renewed).await.unwrap();
+}

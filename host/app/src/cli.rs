@@ -127,6 +127,9 @@ pub struct DiscoveryFlags {
     /// Its key.
     #[arg(long = "tlsKeyFile", value_name = "FILE", default_value = "")]
     pub tls_key_file: String,
+    /// Roots that go with it: they are published, and vouch for clients.
+    #[arg(long = "caCertFile", value_name = "FILE", default_value = "")]
+    pub ca_cert_file: String,
     /// Cipher suites of TLS 1.2 by Go's names.
     #[arg(long = "tls-cipher-suites", value_delimiter = ',')]
     pub tls_cipher_suites: Vec<String>,

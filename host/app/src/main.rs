@@ -16,6 +16,7 @@ use trysail::omission::PROTECTIVE;
 use trysail::pipeline::{self, Mode, Options};
 use trysail::source::Place;
 use trysail::{env, explain, logging, render, security, server, version};
+use trysail_ca::tls::ServingFiles;
 use trysail_facts::FactsSnapshot;
 use trysail_kube::Connection;
 
@@ -120,7 +121,11 @@ fn discovery(flags: DiscoveryFlags, unknown: &[String]) -> Result<()> {
     if let Some(kind) = flags.accept_untranslated.iter().find(|kind| !PROTECTIVE.contains(&kind.as_str())) {
         bail!("--accept-untranslated={kind}: the kinds that proxies are held back for are {}", PROTECTIVE.join(", "));
     }
-    let files = (!flags.tls_cert_file.is_empty()).then(|| (flags.tls_cert_file.into(), flags.tls_key_file.into()));
+    let files = (!flags.tls_cert_file.is_empty()).then(|| ServingFiles {
+        certificate: flags.tls_cert_file.into(),
+        key: flags.tls_key_file.into(),
+        roots: (!flags.ca_cert_file.is_empty()).then(|| flags.ca_cert_file.into()),
+    });
     let secure = security::Flags {
         addr: flags.secure_grpc_addr,
         files,

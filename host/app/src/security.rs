@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
 use prometheus::Registry;
+use tokio::sync::watch;
 use trysail_ca::authenticate::{
     Authenticated, Authenticator, Authenticators, ClientCertificate, Forwarded, KubernetesToken, Oidc, TokenReview,
 };
@@ -19,12 +20,17 @@ use trysail_ca::registration::{Registration, RequestSigner};
 use trysail_ca::roots::{GENERATED, PLUGGED_NAME, Rotation, SECRET_NAME, SecretPlace, detect};
 use trysail_ca::service::{CertificateService, Issuing, Limits, SecureCertificateService};
 use trysail_ca::signer::{InProcess, Outside, Place, Source, Start};
-use trysail_ca::tls::{Acceptor, Anchors, ServingConfig, ServingSource, TlsOptions, serving_names, watch_serving};
+use trysail_ca::tls::{
+    Acceptor, Anchors, ServingConfig, ServingFiles, ServingSource, TlsOptions, serving_names, watch_serving,
+};
 use trysail_ca::trust::TrustRx;
-use trysail_ca::{Lifetimes, Signer, SignerProcess};
+use trysail_ca::{Lifetimes, PublicBundle, Signer, SignerProcess};
 use trysail_xds::{AdsService, Server};
 
 use crate::env::{Environment, duration_of, flag_of};
+
+/// Services of the secure port beside the streams, as reflection tells them.
+const NAMED: [&str; 1] = ["istio.v1.auth.IstioCertificateService"];
 
 /// What callers of the streams hear who are not known.
 const REFUSAL: &str = "authentication failure";
@@ -43,8 +49,8 @@ pub enum SignerAt {
 pub struct Flags {
     /// Address; empty for none.
     pub addr: String,
-    /// Certificate and key of ours in files.
-    pub files: Option<(PathBuf, PathBuf)>,
+    /// Our certificate in files.
+    pub files: Option<ServingFiles>,
     /// Go's names of cipher suites.
     pub cipher_suites: Vec<String>,
     /// `1.2` or `1.3`.
@@ -85,7 +91,7 @@ enum Provider {
     /// Our own authority.
     Own,
     /// Files.
-    Files(PathBuf, PathBuf),
+    Files(ServingFiles),
     /// A signer of the cluster; then we have no authority of our own.
     Cluster(String),
 }
@@ -149,10 +155,10 @@ impl Config {
             }
         };
         let provider = text("PILOT_CERT_PROVIDER").unwrap_or_else(|| "istiod".into());
-        let provider = match (&*provider, flags.files.clone(), provider.strip_prefix(CLUSTER_SIGNER)) {
+        let provider = match (&*provider, flags.files.clone().or_else(mounted), provider.strip_prefix(CLUSTER_SIGNER)) {
             (_, _, Some(signer)) if external.is_some() && !signer.is_empty() => Provider::Cluster(signer.to_owned()),
             (other, _, Some(_)) => bail!("PILOT_CERT_PROVIDER={other}: needs EXTERNAL_CA={EXTERNAL_CA} and a signer"),
-            ("istiod" | "custom", Some((certificate, key)), _) => Provider::Files(certificate, key),
+            ("istiod" | "custom", Some(files), _) => Provider::Files(files),
             ("istiod", None, _) => Provider::Own,
             ("custom", None, _) => bail!("PILOT_CERT_PROVIDER=custom needs --tlsCertFile and --tlsKeyFile"),
             (other, ..) => bail!("PILOT_CERT_PROVIDER={other}: istiod, custom and {CLUSTER_SIGNER}SIGNER are known"),
@@ -267,6 +273,8 @@ pub fn accepts_unnamed_accounts(environment: &dyn Environment) -> bool {
 pub struct Secure {
     /// For those who want to know the roots.
     pub signer: Arc<dyn Signer>,
+    /// What is published: the roots that vouch for us.
+    pub bundle_rx: watch::Receiver<Arc<PublicBundle>>,
     /// Where the key is kept, for people.
     pub place: String,
     tls: Arc<arc_swap::ArcSwap<rustls::ServerConfig>>,
@@ -342,11 +350,15 @@ pub async fn start(config: Config, trust: TrustRx, cluster: Option<InCluster>, r
     });
     let (signer, place): (Arc<dyn Signer>, String) = match &provider {
         Provider::Cluster(name) => (Arc::new(Outside::new(name.clone(), trust.clone())), format!("signer {name}")),
-        Provider::Own | Provider::Files(..) => opened(&signer, start).await?,
+        Provider::Own | Provider::Files(_) => opened(&signer, start).await?,
+    };
+    let bundle_rx = match &provider {
+        Provider::Files(ServingFiles { roots: Some(roots), .. }) => published(signer.bundle(), roots.clone()).await,
+        _ => signer.bundle(),
     };
     let source = match (provider, &registration) {
         (Provider::Cluster(name), Some(registration)) => ServingSource::External(registration.clone(), name),
-        (Provider::Files(certificate, key), _) => ServingSource::Files(certificate, key),
+        (Provider::Files(files), _) => ServingSource::Files(files),
         _ => ServingSource::Own,
     };
     let place = match &registration {
@@ -375,7 +387,7 @@ pub async fn start(config: Config, trust: TrustRx, cluster: Option<InCluster>, r
         let issuing = Issuing { signer: signer.clone(), registration, nodes };
         CertificateService::secure(issuing, limits, authenticators.clone(), patience.clone(), metrics.clone())
     });
-    Ok(Secure { signer, place, tls, authenticators, patience, certificates, xds_auth, metrics })
+    Ok(Secure { signer, bundle_rx, place, tls, authenticators, patience, certificates, xds_auth, metrics })
 }
 
 /// Our own authority, and where its key is, for people.
@@ -401,6 +413,48 @@ async fn opened(at: &SignerAt, mut start: Start) -> Result<(Arc<dyn Signer>, Str
         }
     };
     Ok((signer, place))
+}
+
+/// Where a certificate of ours is mounted, when no flag says it.
+fn mounted() -> Option<ServingFiles> {
+    let at = |name: &str| Some(Path::new("./var/run/secrets/istiod").join(name)).filter(|path| path.exists());
+    let (certificate, key) = (at("tls/tls.crt")?, at("tls/tls.key")?);
+    Some(ServingFiles { certificate, key, roots: at("ca/root-cert.pem").or_else(|| at("tls/ca.crt")) })
+}
+
+/// Time between two looks at a file.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The authority's bundle with the roots of a file in place of its own, as agents have to know them; followed as long as
+/// somebody wants to know.
+async fn published(
+    mut bundle_rx: watch::Receiver<Arc<PublicBundle>>,
+    roots: PathBuf,
+) -> watch::Receiver<Arc<PublicBundle>> {
+    let first = bundle_rx.borrow_and_update().clone();
+    // Until the file can be read nothing is published: our own root vouches for something else than what we show.
+    let root_pem = tokio::fs::read_to_string(&roots).await.unwrap_or_default();
+    let (published_tx, published_rx) = watch::channel(Arc::new(PublicBundle { root_pem, ..(*first).clone() }));
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                changed = bundle_rx.changed() => if changed.is_err() { return },
+            }
+            let bundle = bundle_rx.borrow_and_update().clone();
+            let Ok(root_pem) = tokio::fs::read_to_string(&roots).await else { continue };
+            let fresh = Arc::new(PublicBundle { root_pem, ..(*bundle).clone() });
+            published_tx.send_if_modified(|before| {
+                let is_other = *before != fresh;
+                *before = fresh;
+                is_other
+            });
+            if published_tx.is_closed() {
+                return;
+            }
+        }
+    });
+    published_rx
 }
 
 async fn open(at: &SignerAt, start: &Start) -> Result<Arc<dyn Signer>> {
@@ -438,7 +492,7 @@ impl Secure {
             }
         };
         tokio::select! {
-            served = xds.serve_with(incoming, services, shutdown) => served.context("the secure xDS server failed"),
+            served = xds.serve_with(incoming, services, &NAMED, shutdown) => served.context("the secure xDS server failed"),
             () = expiry => Ok(()),
         }
     }

@@ -400,7 +400,7 @@ pub async fn run(
                 client,
                 environment,
                 settings: &config.settings,
-                bundle_rx: secure.signer.bundle(),
+                bundle_rx: secure.bundle_rx.clone(),
                 facts: facts.clone(),
             };
             Some(

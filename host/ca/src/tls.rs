@@ -7,5 +7,5 @@ mod verifier;
 
 pub use acceptor::{Acceptor, Peer, SecureStream};
 pub use options::{OptionsError, TlsOptions};
-pub use serving::{Anchors, ServingConfig, ServingError, ServingSource, serving_names, watch_serving};
+pub use serving::{Anchors, ServingConfig, ServingError, ServingFiles, ServingSource, serving_names, watch_serving};
 pub use verifier::{SpiffeVerifier, TrustBundles};

@@ -175,10 +175,11 @@ impl Server {
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), tonic::transport::Error> {
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        self.serve_with(incoming, |builder| builder.add_service(self.service()), shutdown).await
+        self.serve_with(incoming, |builder| builder.add_service(self.service()), &[], shutdown).await
     }
 
-    /// Serves services, among them [`Server::service`], and reflection, on connections of whatever transport, until
+    /// Serves services, among them [`Server::service`], and reflection (of those that are `named`, too), on connections of
+    /// whatever transport, until
     /// `shutdown` is done; then ends all streams with `Unavailable`, so that proxies go elsewhere, and returns once they are
     /// closed, or after the grace time. [`Server::stop`] ends it too.
     ///
@@ -188,6 +189,7 @@ impl Server {
         &self,
         incoming: impl tokio_stream::Stream<Item = Result<C, E>>,
         services: impl FnOnce(&mut tonic::transport::Server) -> tonic::transport::server::Router,
+        named: &[&str],
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), tonic::transport::Error>
     where
@@ -203,7 +205,7 @@ impl Server {
             let grace = age::remaining(age) + transport.max_connection_age_grace;
             builder = builder.max_connection_age(age::announced(age)).max_connection_age_grace(grace);
         }
-        let descriptors = reflection::descriptors();
+        let descriptors = reflection::descriptors(named);
         let reflect =
             || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(&descriptors);
         let (v1, v1alpha) = (reflect().build_v1(), reflect().build_v1alpha());

@@ -51,13 +51,39 @@ pub enum Anchors {
     All,
 }
 
+/// Our own certificate in files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServingFiles {
+    /// The chain, `--tlsCertFile`.
+    pub certificate: PathBuf,
+    /// The key, `--tlsKeyFile`.
+    pub key: PathBuf,
+    /// Roots that vouch for clients, too, `--caCertFile`.
+    pub roots: Option<PathBuf>,
+}
+
+impl ServingFiles {
+    /// The contents, that of the roots last. One that cannot be read is named.
+    async fn read(&self) -> Result<[Vec<u8>; 3], ServingError> {
+        let read = async |path: &PathBuf| {
+            let failed = |error: std::io::Error| ServingError::File { path: path.clone(), reason: error.to_string() };
+            tokio::fs::read(path).await.map_err(failed)
+        };
+        let roots = match &self.roots {
+            Some(roots) => read(roots).await?,
+            None => Vec::new(),
+        };
+        Ok([read(&self.certificate).await?, read(&self.key).await?, roots])
+    }
+}
+
 /// Where our own certificate comes from.
 #[derive(Clone)]
 pub enum ServingSource {
     /// Our own authority.
     Own,
-    /// Certificate and key in files (`--tlsCertFile`, `--tlsKeyFile`).
-    Files(PathBuf, PathBuf),
+    /// Files.
+    Files(ServingFiles),
     /// An external signer of that name.
     External(Arc<Registration>, String),
 }
@@ -66,7 +92,7 @@ impl std::fmt::Debug for ServingSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             ServingSource::Own => f.write_str("our own authority"),
-            ServingSource::Files(certificate, _) => write!(f, "{}", certificate.display()),
+            ServingSource::Files(files) => write!(f, "{}", files.certificate.display()),
             ServingSource::External(_, name) => write!(f, "signer {name}"),
         }
     }
@@ -116,7 +142,7 @@ struct Made {
     bundle: Arc<PublicBundle>,
     trust: Arc<Trust>,
     /// The files' contents; empty without.
-    files: (Vec<u8>, Vec<u8>),
+    files: [Vec<u8>; 3],
     leaf: Option<Certificate>,
 }
 
@@ -166,12 +192,7 @@ async fn is_old(config: &ServingConfig, made: &Made, bundle: &Arc<PublicBundle>)
     }
     match &config.source {
         // Unreadable files are not newer ones.
-        ServingSource::Files(certificate, key) => {
-            match (tokio::fs::read(certificate).await, tokio::fs::read(key).await) {
-                (Ok(certificate), Ok(key)) => (certificate, key) != made.files,
-                _ => false,
-            }
-        }
+        ServingSource::Files(files) => files.read().await.is_ok_and(|fresh| fresh != made.files),
         ServingSource::Own | ServingSource::External(..) => {
             made.leaf.as_ref().is_some_and(|leaf| time_to_renewal(leaf, GRACE_PERCENT, SystemTime::now()).is_zero())
         }
@@ -187,16 +208,13 @@ async fn make(config: &ServingConfig, signer: &dyn Signer) -> Result<(ServerConf
         key.map_err(|error| KeyError::Unusable(error.to_string()))
     };
     let (chain, key) = match &config.source {
-        ServingSource::Files(certificate, key) => {
+        ServingSource::Files(files) => {
+            made.files = files.read().await?;
             let failed = |path: &PathBuf, reason: String| ServingError::File { path: path.clone(), reason };
-            let read =
-                async |path: &PathBuf| tokio::fs::read(path).await.map_err(|error| failed(path, error.to_string()));
-            made.files = (read(certificate).await?, read(key).await?);
-            let chain = CertificateDer::pem_slice_iter(&made.files.0).collect::<Result<Vec<_>, _>>();
-            let chain = chain.map_err(|error| failed(certificate, error.to_string()))?;
-            let key_der =
-                PrivateKeyDer::from_pem_slice(&made.files.1).map_err(|error| failed(key, error.to_string()))?;
-            (chain, key_der)
+            let chain = CertificateDer::pem_slice_iter(&made.files[0]).collect::<Result<Vec<_>, _>>();
+            let chain = chain.map_err(|error| failed(&files.certificate, error.to_string()))?;
+            let key = PrivateKeyDer::from_pem_slice(&made.files[1]);
+            (chain, key.map_err(|error| failed(&files.key, error.to_string()))?)
         }
         ServingSource::External(registration, name) => {
             let key = SigningKey::generate_p256()?;
@@ -232,7 +250,10 @@ async fn make(config: &ServingConfig, signer: &dyn Signer) -> Result<(ServerConf
         Anchors::All => true,
     });
     let anchors = anchors.map(|anchor| &anchor.pem);
-    let roots: Vec<String> = bundle.roots.iter().chain(anchors).chain(&config.more_roots).cloned().collect();
+    let from_file = String::from_utf8_lossy(&made.files[2]).into_owned();
+    let from_file = Some(&from_file).filter(|text| !text.is_empty());
+    let roots = bundle.roots.iter().chain(anchors).chain(&config.more_roots).chain(from_file);
+    let roots: Vec<String> = roots.cloned().collect();
     let roots = trust.names().map(|domain| (domain.to_owned(), roots.clone())).collect();
     let trusted = TrustBundles { roots, crl_pem: bundle.crl_pem.clone() };
     let provider = Arc::new(config.options.provider.clone());
