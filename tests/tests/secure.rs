@@ -194,6 +194,107 @@ async fn secrets_go_to_those_who_may_have_them_and_nowhere_else() {
     }
 }
 
+/// A crash before authentication, found by fuzzing a year later: whatever arrives on the secure port, others are served.
+#[tokio::test(flavor = "multi_thread")]
+async fn cve_2022_23635() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let issuer = Issuer::new().unwrap();
+    let server = start(&issuer, &[]);
+    let channel = server.channel().await;
+    // Before TLS, and in its first message.
+    let hello = [&[0x16, 3, 1, 0xff, 0xff, 1, 0xff, 0xff, 0xff][..], &[0xff; 5000]].concat();
+    for bytes in [
+        &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..],
+        b"GET / HTTP/1.1\r\n\r\n",
+        &[0; 70_000],
+        &[0xff; 70_000],
+        &hello,
+        b"",
+    ] {
+        let mut stream = tokio::net::TcpStream::connect(server.secure).await.unwrap();
+        // It may be closed before all is written.
+        let _ = stream.write_all(bytes).await;
+        let _ = stream.shutdown().await;
+        let _ = tokio::time::timeout(Duration::from_secs(2), stream.read_to_end(&mut Vec::new())).await;
+    }
+    // Within TLS and gRPC, by callers that nobody knows: the first message of a stream, headers of authentication, requests.
+    let deep = |depth: usize| {
+        (0..depth).fold(WireValue { kind: Some(Kind::BoolValue(true)) }, |inner, _| {
+            let fields = [("a".to_owned(), inner)].into();
+            WireValue { kind: Some(Kind::StructValue(Struct { fields })) }
+        })
+    };
+    let mut nodes = vec![Node::default(), node("", "", None), node("sidecar", &"n".repeat(100_000), Some(""))];
+    for id in ["", "~~~", "sidecar~x~y~z", "sidecar~10.0.0.1~a.b~c~d", "\u{0}~\u{0}~\u{0}~\u{0}", "ztunnel~::~.~."] {
+        nodes.push(Node { id: id.into(), ..node("sidecar", "shop", Some("reviews")) });
+    }
+    let fields = [("LABELS", deep(60)), ("INSTANCE_IPS", deep(1)), ("ISTIO_VERSION", WireValue { kind: None })];
+    let fields = fields.map(|(name, value)| (name.to_owned(), value)).into();
+    nodes.push(Node { metadata: Some(Struct { fields }), ..node("sidecar", "shop", None) });
+    let tokens = [None, Some(""), Some("."), Some("a.b.c"), Some("e30.e30.e30"), Some("\u{7f}"), Some("%00")];
+    for (n, node) in nodes.into_iter().enumerate() {
+        let request = ask(node, if n % 2 == 0 { CLUSTER } else { "\u{0}" }, &["", "\u{0}"]);
+        for token in tokens {
+            assert!(first_of(&channel, token, request.clone()).await.is_err(), "{token:?}");
+        }
+    }
+    for token in tokens.into_iter().flatten() {
+        let message =
+            IstioCertificateRequest { csr: "\u{0}".repeat(100_000), validity_duration: i64::MIN, metadata: None };
+        let status = agent::create(&channel, with_token(message, token)).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unauthenticated, "{token:?}");
+    }
+    let token = issuer.token("shop", "reviews").unwrap();
+    assert!(first(&channel, Some(&token), node("sidecar", "shop", Some("reviews"))).await.is_ok());
+    assert!(!server.log.lock().unwrap().contains("panicked"));
+}
+
+async fn first_of(
+    channel: &Channel,
+    token: Option<&str>,
+    request: DiscoveryRequest,
+) -> Result<DiscoveryResponse, Status> {
+    Stream::open(channel, token, request).await?.next().await
+}
+
+/// Versions, ciphers and curves by flags and policy, as a client finds them.
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_say_what_is_spoken() {
+    use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
+    use rustls::version::{TLS12, TLS13};
+    let issuer = Issuer::new().unwrap();
+    let spoken = async |server: &Server, provider: &rustls::crypto::CryptoProvider, version| {
+        let builder = rustls::ClientConfig::builder_with_provider(std::sync::Arc::new(provider.clone()));
+        let mut roots = rustls::RootCertStore::empty();
+        let der = pem::parse(server.root()).unwrap().into_contents();
+        roots.add(der.into()).unwrap();
+        let config =
+            builder.with_protocol_versions(&[version]).ok()?.with_root_certificates(roots).with_no_client_auth();
+        let stream = tokio::net::TcpStream::connect(server.secure).await.unwrap();
+        let name = agent::SERVER_NAME.try_into().unwrap();
+        let connected = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config)).connect(name, stream).await;
+        connected.ok().and_then(|stream| stream.get_ref().1.negotiated_cipher_suite()).map(|suite| suite.suite())
+    };
+    let all = aws_lc_rs::default_provider();
+    let only = |suites: &[rustls::SupportedCipherSuite], groups: &[&'static dyn rustls::crypto::SupportedKxGroup]| {
+        rustls::crypto::CryptoProvider { cipher_suites: suites.to_vec(), kx_groups: groups.to_vec(), ..all.clone() }
+    };
+    let default = start(&issuer, &[]);
+    assert!(spoken(&default, &all, &TLS12).await.is_some() && spoken(&default, &all, &TLS13).await.is_some());
+    let fips = start(&issuer, &[("COMPLIANCE_POLICY", "fips-140-2")]);
+    assert_eq!(spoken(&fips, &all, &TLS13).await, None);
+    assert!(spoken(&fips, &all, &TLS12).await.is_some());
+    let chacha = [cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256];
+    assert_eq!(spoken(&fips, &only(&chacha, &all.kx_groups), &TLS12).await, None);
+    assert_eq!(spoken(&fips, &only(&all.cipher_suites, &[kx_group::X25519]), &TLS12).await, None);
+    let newest = support::start(&issuer, &[], &["--tls-min-version=1.3"], &objects("first"));
+    assert_eq!(spoken(&newest, &all, &TLS12).await, None);
+    assert!(spoken(&newest, &all, &TLS13).await.is_some());
+    let post_quantum = start(&issuer, &[("COMPLIANCE_POLICY", "pqc")]);
+    assert!(spoken(&post_quantum, &only(&all.cipher_suites, &[kx_group::X25519MLKEM768]), &TLS13).await.is_some());
+    assert_eq!(spoken(&post_quantum, &only(&all.cipher_suites, &[kx_group::X25519]), &TLS13).await, None);
+}
+
 /// The key is in a process of its own, which is replaced when it dies, with the same key.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_signer_is_a_process_of_its_own() {

@@ -324,6 +324,56 @@ async fn an_intermediate_is_replaced_under_load() {
     stream.next().await.unwrap();
 }
 
+/// A revocation list that is plugged in counts without a restart, for those that it names.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_revoked_is_not_let_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = Root::new("root");
+    // The root itself signs, so that its list is about what we issue.
+    let dir = folder.path().join("plugged");
+    std::fs::create_dir(&dir).unwrap();
+    let key = root.issuer.key().serialize_pem();
+    for (file, text) in
+        [("ca-cert.pem", &root.pem), ("cert-chain.pem", &root.pem), ("root-cert.pem", &root.pem), ("ca-key.pem", &key)]
+    {
+        std::fs::write(dir.join(file), text).unwrap();
+    }
+    let issuer = Issuer::new().unwrap();
+    let server = support::start(&issuer, &[("ROOT_CA_DIR", &dir.display().to_string())], &[], "");
+    let channel = agent::connect(server.secure, &root.pem, None).await.unwrap();
+    let token = issuer.token("shop", "reviews").unwrap();
+    let (bad, _) = certify(&channel, &token).await.unwrap();
+    let (good, _) = certify(&channel, &token).await.unwrap();
+    for own in [&bad, &good] {
+        proves(&server, own).await.unwrap();
+    }
+    let leaf = Certificate::all_from_pem(bad.chain_pem.as_bytes()).unwrap().remove(0);
+    let serial = leaf.parsed.tbs_certificate.serial_number.as_bytes().to_vec();
+    let time = |year| rcgen::date_time_ymd(year, 1, 1);
+    let revoked = rcgen::RevokedCertParams {
+        serial_number: rcgen::SerialNumber::from(serial),
+        revocation_time: time(2025),
+        reason_code: None,
+        invalidity_date: None,
+    };
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: time(2025),
+        next_update: time(2090),
+        crl_number: rcgen::SerialNumber::from(1u64),
+        issuing_distribution_point: None,
+        revoked_certs: vec![revoked],
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    };
+    let list = list.signed_by(&root.issuer).unwrap().pem().unwrap();
+    write(&dir, "ca-crl.pem", &list);
+    let refused = || async {
+        ensure!(proves(&server, &bad).await.is_err(), "still let in");
+        Ok(())
+    };
+    eventually("the revoked certificate is refused", PATIENCE, refused).await.unwrap();
+    proves(&server, &good).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_root_is_replaced_under_load_with_overlap() {
     let folder = tempfile::tempdir().unwrap();

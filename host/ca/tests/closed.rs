@@ -1,4 +1,4 @@
-//! What the advisories on istiod tell of this area (section "Identities" of README.md): each has its test, named after it.
+//! What the advisories on istiod tell of this area: each has its test, named after it (more in the suites `secure` and `seeing`).
 //! Failures of outside parties close, never open.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot begin has failed")]

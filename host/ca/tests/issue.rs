@@ -303,6 +303,35 @@ fn plugged_files_are_taken_watched_and_judged() {
     assert!(error.contains("cert-chain.pem missing"), "{error}");
 }
 
+/// Signing keys of every kind, by chains that another implementation verifies.
+#[test]
+fn signing_keys_of_all_kinds_are_taken() {
+    let kinds = [
+        (&rcgen::PKCS_ED25519, "1.3.101.112"),
+        (&rcgen::PKCS_ECDSA_P256_SHA256, "1.2.840.10045.4.3.2"),
+        (&rcgen::PKCS_ECDSA_P384_SHA384, "1.2.840.10045.4.3.3"),
+        (&rcgen::PKCS_RSA_SHA256, "1.2.840.113549.1.1.11"),
+    ];
+    for (kind, algorithm) in kinds {
+        let dir = tempfile::tempdir().unwrap();
+        let key = rcgen::KeyPair::generate_for(kind).unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+        let root = params.self_signed(&key).unwrap();
+        for name in ["ca-cert.pem", "root-cert.pem", "cert-chain.pem"] {
+            std::fs::write(dir.path().join(name), root.pem()).unwrap();
+        }
+        std::fs::write(dir.path().join("ca-key.pem"), key.serialize_pem()).unwrap();
+        let (roots, now) = (Roots::Plugged(Plugged::new(dir.path().into(), false)), SystemTime::now());
+        let authority = Authority::open(roots, Lifetimes::default(), now).unwrap();
+        let request = SigningRequest::from_pem(&csr(&rcgen::PKCS_ECDSA_P256_SHA256, "")).unwrap();
+        let leaf = issued(&authority, &order(request.spki, 60));
+        assert_eq!(leaf.parsed.signature_algorithm.oid.to_string(), algorithm);
+        verify(&leaf.der, &[], &[Certificate::from_der(root.der()).unwrap()], now);
+    }
+}
+
 #[test]
 fn the_layout_of_kubernetes_tls_secrets_is_taken_too() {
     let dir = tempfile::tempdir().unwrap();

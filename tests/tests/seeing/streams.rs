@@ -102,7 +102,7 @@ fn client_config(any: &trysail_proto::prost_types::Any) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn other_namespaces_see_their_own_proxies() {
+async fn cve_2026_31838_other_namespaces_see_their_own_proxies() {
     let mesh = mesh(&[]).await;
     let shop = |name: &'static str| question(&mesh, "shop", "productpage", name);
     for page in ["syncz", "adsz", "registryz", "mesh", "connections", "nosuch", "list"] {
@@ -142,7 +142,7 @@ async fn other_namespaces_see_their_own_proxies() {
 
 /// `15014 from a non-loopback address`: who may read what over HTTP.
 #[tokio::test]
-async fn http_asks_for_an_identity() {
+async fn cve_2026_31838_http_asks_for_an_identity() {
     let issuer = Issuer::new().unwrap();
     let oidc = Oidc::new(&issuer.rule(), &["istio-ca".to_owned()], Trust::of("cluster.local").fixed()).unwrap();
     let authenticators =

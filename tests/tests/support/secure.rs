@@ -49,8 +49,14 @@ pub fn write(folder: &Path, name: &str, text: &str) {
     std::fs::rename(fresh, folder.join(name)).unwrap();
 }
 
-/// Starts the program on a folder with these objects.
+/// Starts the program on a folder with these objects, without the sandbox.
 pub fn start(issuer: &Issuer, environment: &[(&str, &str)], flags: &[&str], objects: &str) -> Server {
+    let flags: Vec<&str> = std::iter::once("--native").chain(flags.iter().copied()).collect();
+    launch(issuer, environment, &flags, objects)
+}
+
+/// Starts the program on a folder with these objects.
+pub fn launch(issuer: &Issuer, environment: &[(&str, &str)], flags: &[&str], objects: &str) -> Server {
     let binary = control_plane::binary(quiet).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("config");
@@ -58,7 +64,7 @@ pub fn start(issuer: &Issuer, environment: &[(&str, &str)], flags: &[&str], obje
     write(&config, "objects.yaml", objects);
     let ca = folder.path().join("state/ca");
     let mut command = Command::new(binary);
-    command.args(["discovery", "--registries=", "--native", "--configDir"]).arg(&config);
+    command.args(["discovery", "--registries=", "--configDir"]).arg(&config);
     for flag in ["--grpcAddr", "--httpAddr", "--monitoringAddr", "--secureGRPCAddr"] {
         command.args([flag, "127.0.0.1:0"]);
     }

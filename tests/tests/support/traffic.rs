@@ -49,6 +49,8 @@ pub struct Setting {
     pub names: BTreeMap<String, Ipv4Addr>,
     /// Certificates of workloads that speak TLS themselves.
     pub tls: Option<Outside>,
+    /// Sidecars and gateways come over TLS with a token, and have certificates of the control plane.
+    pub secure: bool,
     /// Sidecars take inbound connections as they come, without a change of addresses.
     pub transparent: bool,
 }
@@ -84,6 +86,7 @@ impl Traffic {
             environment: setting.environment.iter().map(own).collect(),
             names: setting.names,
             tls: setting.tls,
+            secure: setting.secure,
             ..Config::new(folder.path().to_owned(), interception)
         };
         let mesh = Mesh::start(config).await.expect("the mesh comes up");
