@@ -327,6 +327,47 @@ async fn a_node_proxy_gets_certificates_of_its_own_node() {
     eventually("certificates end with the pod", PATIENCE, refused).await.unwrap();
 }
 
+/// `live/ca/restart-and-rotation.json`: the same key, another certificate, for all replicas and in all namespaces.
+#[tokio::test(flavor = "multi_thread")]
+async fn our_own_root_is_renewed_for_all_replicas() {
+    let server = server().await;
+    let client = server.client().await.unwrap();
+    client.apply(&[namespace("renewed"), account("renewed", "shop")]).await.unwrap();
+    let environment = [
+        ("CITADEL_SELF_SIGNED_ROOT_CERT_CHECK_INTERVAL", "2s"),
+        ("CITADEL_SELF_SIGNED_ROOT_CERT_GRACE_PERIOD_PERCENTILE", "100"),
+        ("CITADEL_ENABLE_JITTER_FOR_ROOT_CERT_ROTATOR", "false"),
+    ];
+    let mut replicas = [start(server, "renewed", &environment), start(server, "renewed", &environment)];
+    for replica in &mut replicas {
+        replica.secure().unwrap();
+    }
+    let place = ["v1", "Secret", "renewed", "istio-ca-secret"];
+    let read = || async { client.get(place).await.unwrap().context("no secret") };
+    let first = eventually("the secret", PATIENCE, read).await.unwrap();
+    let renewed = || async {
+        let now = read().await?;
+        ensure!(part(&now, "ca-cert.pem") != part(&first, "ca-cert.pem"), "not renewed yet");
+        Ok(now)
+    };
+    let now = eventually("another certificate", PATIENCE, renewed).await.unwrap();
+    for kept in ["ca-key.pem", "root-cert.pem"] {
+        assert_eq!(part(&now, kept), part(&first, kept), "{kept} stays");
+    }
+    // It is renewed over and over: what each replica issues leads to the certificate of some moment after the first.
+    let token = client.token("renewed", "shop", "istio-ca").await.unwrap();
+    for replica in &mut replicas {
+        let address = replica.secure().unwrap();
+        let later = || async {
+            let channel = agent::connect(address, &part(&now, "ca-cert.pem"), None).await?;
+            let root = ask(&channel, &token, &[], &[]).await?.root_pem;
+            ensure!(root != part(&first, "ca-cert.pem"), "still the first");
+            Ok(())
+        };
+        eventually("the replica has it", PATIENCE, later).await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn roots_are_in_a_cluster_trust_bundle_by_flag() {
     let server = server().await;

@@ -249,6 +249,31 @@ async fn cve_2022_23635() {
     assert!(!server.log.lock().unwrap().contains("panicked"));
 }
 
+/// Who asks for too many certificates waits and is refused; others are served meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_caller_has_a_limit_of_its_own() {
+    let issuer = Issuer::new().unwrap();
+    // 10 at once.
+    let server = start(&issuer, &[("TRYSAIL_CA_REQUESTS_PER_SECOND", "0.5")]);
+    let channel = server.channel().await;
+    let (greedy, modest) = (issuer.token("shop", "reviews").unwrap(), issuer.token("shop", "productpage").unwrap());
+    let (csr, _) = agent::signing_request().unwrap();
+    let ask = async |token: &str| agent::create(&channel, with_token(agent::asking(&csr, 60, &[]), token)).await;
+    let mut n_issued = 0;
+    let refused = loop {
+        match ask(&greedy).await {
+            Ok(_) => n_issued += 1,
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    // Some more come while it asks, on a slow machine.
+    assert!((10..60).contains(&n_issued), "{n_issued} issued");
+    for _ in 0..5 {
+        ask(&modest).await.unwrap();
+    }
+}
+
 async fn first_of(
     channel: &Channel,
     token: Option<&str>,

@@ -212,7 +212,7 @@ impl Config {
             audiences.push("istio-ca".into());
         }
         let per_second = text("TRYSAIL_CA_REQUESTS_PER_SECOND").and_then(|value| value.parse().ok());
-        let limits = Limits { per_second: per_second.unwrap_or(Limits::default().per_second), ..Limits::default() };
+        let limits = per_second.map_or_else(Limits::default, Limits::per_second);
         Ok(Config {
             start: Start { source, lifetimes },
             is_authority: is("ENABLE_CA_SERVER", true),

@@ -35,10 +35,17 @@ pub struct Limits {
     pub burst: f64,
 }
 
+impl Limits {
+    /// So many in the long run, and what comes together in 20 seconds at once: a node's proxy asks for all identities of its
+    /// node when it starts.
+    pub fn per_second(per_second: f64) -> Limits {
+        Limits { per_second, burst: per_second * 20.0 }
+    }
+}
+
 impl Default for Limits {
-    /// A node's proxy asks for all identities of its node when it starts; a few hundred at once are honest.
     fn default() -> Self {
-        Limits { per_second: 50.0, burst: 1000.0 }
+        Limits::per_second(50.0)
     }
 }
 
