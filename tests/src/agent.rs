@@ -147,6 +147,8 @@ pub async fn connect(address: SocketAddr, root_pem: &str, own: Option<&Certified
 /// # Errors
 /// See [`connect`].
 pub async fn connect_over(stream: TcpStream, root_pem: &str, own: Option<&Certified>) -> Result<Channel> {
+    // As every gRPC client does: what is small is sent at once.
+    stream.set_nodelay(true).context("cannot set up the connection")?;
     let mut roots = rustls::RootCertStore::empty();
     for root in CertificateDer::pem_slice_iter(root_pem.as_bytes()) {
         roots.add(root.context("the root is no PEM")?).context("the root is not usable")?;

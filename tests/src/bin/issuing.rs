@@ -60,7 +60,7 @@ async fn main() -> Result<()> {
         }
         // With the limits that are in force when nobody says otherwise.
         for bad in [Bad::NoToken, Bad::Forged, Bad::NoRequest] {
-            let mut server = Served::start(&binary, folder.path(), &issuer, "100000")?;
+            let mut server = Served::start(&binary, folder.path(), &issuer, "")?;
             let quiet = server.measure(&options, 2, &issuer).await?;
             let flood = server.flood(&options, bad, &issuer).await?;
             tokio::time::sleep(Duration::from_secs(2)).await;
@@ -186,14 +186,16 @@ impl Served {
         let began = Instant::now();
         let mut clients = tokio::task::JoinSet::new();
         for n in 0..n_clients {
-            let (channel, account) = (self.connect([127, 0, 0, 1]).await?, format!("good-{n}"));
-            let (token, (csr, _)) =
-                (issuer.token("load", &account)?, signing_request_of(&[&spiffe("load", &account)])?);
+            let channel = self.connect([127, 0, 0, 1]).await?;
+            // Of many, so that none of them asks for more than a caller may.
+            let accounts = (0..IDENTITIES).map(|i| format!("good-{n}-{i}"));
+            let tokens: Vec<String> = accounts.map(|account| issuer.token("load", &account)).collect::<Result<_>>()?;
+            let (csr, _) = signing_request_of(&[&spiffe("load", "good")])?;
             clients.spawn(async move {
                 let mut took = Vec::new();
-                while Instant::now() < end {
+                for token in tokens.iter().cycle().take_while(|_| Instant::now() < end) {
                     let began = Instant::now();
-                    agent::create(&channel, with_token(asking(&csr, 3600, &[]), &token)).await?;
+                    agent::create(&channel, with_token(asking(&csr, 3600, &[]), token)).await?;
                     took.push(began.elapsed());
                 }
                 Ok::<_, anyhow::Error>(took)
@@ -238,6 +240,9 @@ impl Served {
         Ok(Flood { stop, n, began: Instant::now(), tasks })
     }
 }
+
+/// Identities of each client.
+const IDENTITIES: usize = 400;
 
 /// What is wrong with the requests of a flood.
 #[derive(Clone, Copy, Debug)]
