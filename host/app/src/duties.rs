@@ -1,7 +1,8 @@
 //! What only one of several replicas may do in a cluster, and the elections that decide who.
 //!
 //! Root certificates and the revocation list in all namespaces, or the roots in a ClusterTrustBundle (lock
-//! `istio-namespace-controller-election`), addresses of ServiceEntries in their status (`istio-ip-autoallocate`). The
+//! `istio-namespace-controller-election`), addresses of ServiceEntries in their status (`istio-ip-autoallocate`), what there is
+//! to say of other objects in theirs (`trysail-status-election`: istiod has nothing like it). The
 //! authority's key needs no lock: the secret's version decides between two replicas that renew its certificate at once.
 
 use std::collections::BTreeMap;
@@ -15,7 +16,7 @@ use trysail_facts::{FactsSnapshot, Settings};
 use trysail_kube::addresses::{Allocator, Range, RangeError};
 use trysail_kube::election::{self, Election, Form, Leadership, Timing};
 use trysail_kube::trust_bundle::BundlePublisher;
-use trysail_kube::{Client, Publication, Publisher};
+use trysail_kube::{Client, Publication, Publisher, statuses};
 
 use crate::env::{Environment, flag_of};
 
@@ -23,10 +24,21 @@ use crate::env::{Environment, flag_of};
 const NAMESPACES: &str = "istio-namespace-controller-election";
 /// The lock of whoever gives addresses to ServiceEntries.
 const ADDRESSES: &str = "istio-ip-autoallocate";
+/// The lock of whoever says in their status what there is to say of objects.
+const STATUSES: &str = "trysail-status-election";
 /// All locks that replicas stand for, ConfigMaps of the control plane's namespace.
-pub const LOCKS: [&str; 2] = [ADDRESSES, NAMESPACES];
+pub const LOCKS: [&str; 3] = [ADDRESSES, NAMESPACES, STATUSES];
 /// Kinds whose status is written, with their groups.
 pub const STATUS_WRITTEN: [(&str, &str); 1] = [("networking.istio.io", "serviceentries")];
+/// Kinds into whose status conditions are put, beside those of others, with their groups.
+pub const CONDITIONS_WRITTEN: [(&str, &str); 6] = [
+    ("extensions.istio.io", "trafficextensions"),
+    ("extensions.istio.io", "wasmplugins"),
+    ("gateway.networking.k8s.io", "backendtlspolicies"),
+    ("security.istio.io", "authorizationpolicies"),
+    ("security.istio.io", "requestauthentications"),
+    ("trysail.io", "plugins"),
+];
 /// The ConfigMaps that are published unless variables name others.
 pub const PUBLISHED: [&str; 2] = ["istio-ca-root-cert", "istio-ca-crl"];
 /// Keys of the published texts.
@@ -52,6 +64,8 @@ pub struct Subject<'a> {
     pub bundle_rx: watch::Receiver<Arc<PublicBundle>>,
     /// Which namespaces are the mesh's.
     pub facts: Arc<ArcSwap<FactsSnapshot>>,
+    /// What there is to say of objects.
+    pub statuses_rx: watch::Receiver<statuses::Wanted>,
 }
 
 impl Duties {
@@ -60,7 +74,7 @@ impl Duties {
     /// # Errors
     /// The ranges for addresses of ServiceEntries are none.
     pub fn start(subject: Subject<'_>) -> Result<Duties, RangeError> {
-        let Subject { client, environment, settings, bundle_rx, facts } = subject;
+        let Subject { client, environment, settings, bundle_rx, facts, statuses_rx } = subject;
         let mut duties = Duties { stop_tx: watch::Sender::new(false), elections: Vec::new(), tasks: Vec::new() };
         let leadership = duties.stand(NAMESPACES, client.clone(), environment, settings);
         let published = Published::read(environment);
@@ -90,6 +104,9 @@ impl Duties {
             // What was published last stays so.
             std::future::pending::<()>().await;
         }));
+        let leads = duties.stand(STATUSES, client.clone(), environment, settings);
+        let writer = statuses::Writer { client: client.clone(), leadership: leads, wanted_rx: statuses_rx };
+        duties.tasks.push(tokio::spawn(writer.run()));
         let features = facts.load().base().environment.clone();
         if features.flag("PILOT_ENABLE_IP_AUTOALLOCATE") {
             let range = |variable| Range::read(features.text(variable));

@@ -11,7 +11,7 @@
 //!  API server <──endpoints── peers
 //!  API server <──texts── Publisher, while it leads                   API server <──key── KeptSecret
 //!  API server <──roots── trust_bundle, while it leads                API server <──requests── Signing
-//!  API server <──status── Allocator, while it leads
+//!  API server <──status── Allocator, statuses, while they lead
 //! ```
 //!
 //! **Invariant:** the owner never hears half a cluster: the first update comes when every watch has listed, a list that is made
@@ -35,6 +35,7 @@ mod read;
 mod reviews;
 mod signing;
 mod source;
+pub mod statuses;
 pub mod trust_bundle;
 mod watch;
 mod watched;

@@ -60,13 +60,18 @@ const STATUS_READ: [&str; 8] =
 /// Where the secret `cacerts` has the authority's key.
 const SIGNING_KEY: &str = "ca-key.pem";
 
+/// Label of ConfigMaps that hold components of plugins.
+const PLUGIN: &str = "trysail.io/plugin";
+
 /// Copies of the object that tools leave in annotations, and who wrote which field.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// Drops what nobody reads.
 pub(crate) fn prune(object: &mut Object) {
     let kind = &*object.reference.kind;
-    let paths = kept(kind);
+    // Of one that holds plugins all is wanted.
+    let holds_plugins = kind == "ConfigMap" && object.labels.contains_key(PLUGIN);
+    let paths = kept(kind).filter(|_| !holds_plugins);
     let is_kept =
         |key: &str| key != LAST_APPLIED && (paths.is_none() || kind == "Service" || key.contains("istio.io/"));
     if !object.annotations.keys().all(|key| is_kept(key)) {

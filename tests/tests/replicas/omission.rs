@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 use trysail::omission::PROTECTIVE;
 use trysail::pipeline::READ_KINDS;
+use trysail::statuses::TRANSLATED;
 use trysail_tests::ads::{CLUSTER, differences};
+use trysail_tests::eventually;
 use trysail_tests::replica::Replica;
 
 use crate::{PATIENCE, QUIET, app, cluster_of, replica, server, sidecar, world};
@@ -52,6 +54,17 @@ async fn what_protects_a_proxy_and_is_not_translated_holds_it_back() {
     let before = guarded.config.clone();
     client.apply(std::slice::from_ref(&guard)).await.unwrap();
     replica.line("untranslated: ").unwrap();
+    // Whoever wrote it finds the reason where he looks: in its status.
+    let conditions = || async {
+        let api = [guard["apiVersion"].as_str().unwrap(), &kind, "held-app", "guard"];
+        let found = client.get(api).await?.unwrap_or_default();
+        let conditions = found["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let ours = conditions.into_iter().find(|condition| condition["type"] == TRANSLATED);
+        ours.ok_or_else(|| anyhow::anyhow!("no condition in {}", found["status"]))
+    };
+    let condition = eventually("a condition", PATIENCE, conditions).await.unwrap();
+    assert_eq!((&condition["status"], &condition["reason"]), (&json!("False"), &json!("NoStage")));
+    assert!(condition["message"].as_str().is_some_and(|text| text.contains("--accept-untranslated")), "{condition}");
     client.apply(&app("held-app", "new", [6, 3])).await.unwrap();
     free.until("others go on", PATIENCE, |config| config[CLUSTER].contains_key(&cluster_of("new", "held-app")))
         .await
