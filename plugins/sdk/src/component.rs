@@ -1,6 +1,8 @@
 //! The export of a stage or plugin as a component: the only code that knows the generated bindings.
 #![allow(unsafe_code, reason = "the generated bindings cross the component boundary")]
 
+pub mod line_0_2;
+
 /// Bindings of the `stage` world.
 #[allow(missing_docs, clippy::all)]
 pub mod stage {
@@ -146,6 +148,8 @@ fn lower_failure(failure: Failure) -> types::Failure {
         Failure::UnknownFunction(text) => types::Failure::UnknownFunction(text),
         Failure::BadArguments(text) => types::Failure::BadArguments(text),
         Failure::BadAnswer(text) => types::Failure::BadAnswer(text),
+        // This line knows no other reasons.
+        Failure::BadConfiguration(text) | Failure::Other(text) => types::Failure::BadAnswer(text),
     }
 }
 
@@ -167,6 +171,7 @@ pub fn run_hook(
     match apply(&Ctx::new(&Imports), point, args, &items) {
         Ok(Outcome::Unchanged) => Ok(plugin::exports::trysail::stage::hooks::Outcome::Unchanged),
         Ok(Outcome::Replaced(output)) => Ok(plugin::exports::trysail::stage::hooks::Outcome::Replaced(lower(output))),
+        Ok(Outcome::Edited(_)) => Err(types::Failure::BadAnswer("edits need the 0.2 line".to_owned())),
         Err(failure) => Err(lower_failure(failure)),
     }
 }

@@ -25,6 +25,14 @@ pub trait Host {
     fn ask(&self, query: &'static str, args: &[&str]) -> Option<Vec<u8>>;
     /// Takes a line.
     fn report(&self, level: Level, message: &str);
+    /// A plugin's own configuration as JSON.
+    fn configuration(&self) -> String {
+        "{}".to_owned()
+    }
+    /// Answers a query as JSON, where the host can.
+    fn ask_json(&self, _query: &str, _args: &[&str]) -> Option<String> {
+        None
+    }
 }
 
 /// What a call may know: whatever it asks for.
@@ -47,6 +55,24 @@ impl<'a> Ctx<'a> {
     /// When the answer is no such message.
     pub fn ask<M: Message + Default>(&self, query: &'static str, args: &[&str]) -> Answer<Option<M>> {
         self.message(query, args)
+    }
+
+    /// The plugin's own configuration, read into a type of its own.
+    ///
+    /// # Errors
+    /// When it does not fit; the error names the field.
+    pub fn configuration<T: serde::de::DeserializeOwned>(&self) -> Answer<T> {
+        serde_json::from_str(&self.host.configuration()).map_err(|error| Failure::BadConfiguration(error.to_string()))
+    }
+
+    /// Asks for an answer as JSON; `None` when there is none.
+    ///
+    /// # Errors
+    /// When the host hands out something that is no JSON.
+    pub fn json(&self, query: &str, args: &[&str]) -> Answer<Option<serde_json::Value>> {
+        let Some(text) = self.host.ask_json(query, args) else { return Ok(None) };
+        let bad = |error| Failure::BadAnswer(format!("{query}({}): {error}", args.join(", ")));
+        serde_json::from_str(&text).map(Some).map_err(bad)
     }
 
     fn message<M: Message + Default>(&self, query: &'static str, args: &[&str]) -> Answer<Option<M>> {

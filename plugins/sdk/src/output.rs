@@ -246,6 +246,8 @@ pub enum Outcome {
     Unchanged,
     /// These entries take its place.
     Replaced(Output),
+    /// It is edited.
+    Edited(crate::Edits),
 }
 
 /// Why a call has no output.
@@ -257,6 +259,10 @@ pub enum Failure {
     BadArguments(String),
     /// An answer could not be decoded.
     BadAnswer(String),
+    /// The plugin's configuration is not what it takes.
+    BadConfiguration(String),
+    /// Anything else.
+    Other(String),
 }
 
 impl std::fmt::Display for Failure {
@@ -265,6 +271,8 @@ impl std::fmt::Display for Failure {
             Failure::UnknownFunction(name) => write!(f, "unknown function {name:?}"),
             Failure::BadArguments(why) => write!(f, "bad arguments: {why}"),
             Failure::BadAnswer(why) => write!(f, "undecodable answer: {why}"),
+            Failure::BadConfiguration(why) => write!(f, "configuration: {why}"),
+            Failure::Other(why) => f.write_str(why),
         }
     }
 }
