@@ -109,8 +109,10 @@ pub struct Views {
 /// Who made a resource.
 #[derive(Clone, Debug, Default)]
 pub struct Provenance {
-    /// Stages and plugins, in the order of their calls.
+    /// Stages, in the order of their calls.
     pub stages: Vec<String>,
+    /// Plugins that changed something of it, with the paths of the fields. A plugin is its name, `@`, and its digest.
+    pub plugins: Vec<(String, Vec<String>)>,
     /// The objects read, sorted.
     pub objects: Vec<ObjectRef>,
 }

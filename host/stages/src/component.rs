@@ -3,8 +3,9 @@
 //! A component gets no WASI. It sees the queries and one write-only import, has a memory limit and a deadline, and is
 //! thrown away when it traps.
 
-mod abi;
 mod cache;
+mod line_0_1;
+mod line_0_2;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,11 +15,15 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use trysail_model::{Fingerprint, QueryDecl};
 use trysail_sdk::{Failure, Level};
+use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, ComponentNamedList, Instance, InstancePre, Lift, Linker, Lower, TypedFunc};
 use wasmtime::{Store, StoreContextMut};
 
 use crate::fault::FaultKind;
 use crate::guest::{Asker, Done, Guest, Job, Limits, Unanswered, output_size};
+use crate::terms::{Place, Terms};
+
+pub use self::line_0_2::HOOKS;
 
 /// How often the epoch moves: the grain of deadlines.
 const TICK: Duration = Duration::from_millis(2);
@@ -28,10 +33,8 @@ const CALLS_PER_INSTANCE: u32 = 10_000;
 const MEMORY_PER_INSTANCE: usize = 16 << 20;
 /// Warm instances kept of each component.
 const WARM: usize = 16;
-/// The package line that this host serves.
+/// The package that this host serves, in all its lines.
 const PACKAGE: &str = "trysail:stage";
-/// Its version.
-const VERSION: &str = "0.1.0";
 
 /// What can go wrong when a component is loaded.
 #[derive(Debug, thiserror::Error)]
@@ -46,11 +49,17 @@ pub enum LoadError {
         source: wasmtime::Error,
     },
     /// It imports something that the host does not offer, or exports other than expected.
-    #[error("{name} does not fit {PACKAGE}@{VERSION} (built for another version of the interfaces, or with WASI?)")]
+    #[error(
+        "{name} does not fit this host, which serves {PACKAGE}@{} and @{}: {why}",
+        line_0_1::VERSION,
+        line_0_2::VERSION
+    )]
     DoesNotFit {
         /// Stage or plugin.
         name: String,
-        /// Why.
+        /// What it needs and does not get, in plain words.
+        why: String,
+        /// What the runtime said.
         #[source]
         source: wasmtime::Error,
     },
@@ -65,6 +74,17 @@ pub enum LoadError {
     /// The runtime could not start.
     #[error("the WebAssembly runtime cannot start")]
     Runtime(#[source] wasmtime::Error),
+}
+
+/// What a component has on its outside.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surface {
+    /// The lines of our interfaces that it uses.
+    pub lines: Vec<String>,
+    /// What it imports.
+    pub imports: Vec<String>,
+    /// The questions that it can ask: those it does not import it cannot.
+    pub questions: Vec<String>,
 }
 
 /// Settings of the runtime.
@@ -91,6 +111,7 @@ struct State {
     /// Why the host ended the run.
     unanswered: Option<Unanswered>,
     items: Arc<[(String, bytes::Bytes)]>,
+    terms: Option<(Place, Arc<dyn Terms>)>,
     memory_limit: usize,
     memory_refused: bool,
     memory: usize,
@@ -98,6 +119,14 @@ struct State {
     deadline: u64,
     entered: u64,
     ticks: Arc<AtomicU64>,
+}
+
+impl State {
+    fn report(&mut self, level: Level, message: &str) {
+        if let Some(asker) = &mut self.asker {
+            asker.report(level, message);
+        }
+    }
 }
 
 impl wasmtime::ResourceLimiter for State {
@@ -130,7 +159,8 @@ impl Runtime {
     pub fn new(config: RuntimeConfig, queries: &[QueryDecl]) -> Result<Arc<Runtime>, LoadError> {
         let engine = wasmtime_engine().map_err(LoadError::Runtime)?;
         let mut linker = Linker::new(&engine);
-        link(&mut linker, queries).map_err(LoadError::Runtime)?;
+        line_0_1::link(&mut linker, queries).map_err(LoadError::Runtime)?;
+        line_0_2::link(&mut linker, queries).map_err(LoadError::Runtime)?;
         let cache = config.cache.and_then(|folder| cache::Cache::open(folder, &engine));
         let ticks = Arc::new(AtomicU64::new(0));
         let stop = Arc::new(AtomicBool::new(false));
@@ -174,6 +204,32 @@ impl Runtime {
         Ok((Arc::new(guest), points))
     }
 
+    /// What a component has on its outside, whether it fits or not.
+    ///
+    /// # Errors
+    /// When the bytes are no component.
+    pub fn surface(&self, bytes: &[u8]) -> Result<Surface, LoadError> {
+        let component = Component::new(&self.engine, bytes)
+            .map_err(|source| LoadError::NotAComponent { name: "it".to_owned(), source })?;
+        let outside = component.component_type();
+        let mut surface = Surface::default();
+        for (name, item) in outside.imports(&self.engine) {
+            surface.imports.push(name.to_owned());
+            let facts = name.starts_with(PACKAGE) && name.contains("/facts@");
+            if let (true, ComponentItem::ComponentInstance(instance)) = (facts, item.ty) {
+                surface.questions.extend(instance.exports(&self.engine).map(|(question, _)| question.to_owned()));
+            }
+        }
+        let exports = outside.exports(&self.engine).map(|(name, _)| name.to_owned());
+        let of_line = |name: &String| Some(name.strip_prefix(PACKAGE)?.split_once('@')?.1.to_owned());
+        let mut lines: Vec<String> =
+            surface.imports.iter().cloned().chain(exports).filter_map(|name| of_line(&name)).collect();
+        lines.sort();
+        lines.dedup();
+        surface.lines = lines.into_iter().map(|line| format!("{PACKAGE}@{line}")).collect();
+        Ok(surface)
+    }
+
     fn load(self: &Arc<Self>, name: &str, bytes: &[u8], role: Role) -> Result<ComponentGuest, LoadError> {
         let digest = Fingerprint::of(bytes).to_string();
         let component = match self.cache.as_ref().and_then(|cache| cache.get(&self.engine, &digest)) {
@@ -188,14 +244,17 @@ impl Runtime {
                 component
             }
         };
-        let pre = self.linker.instantiate_pre(&component);
-        let pre = pre.map_err(|source| LoadError::DoesNotFit { name: name.to_owned(), source })?;
+        let misfit = |source: wasmtime::Error| LoadError::DoesNotFit {
+            name: name.to_owned(),
+            why: misfit(&self.engine, &component),
+            source,
+        };
+        let pre = self.linker.instantiate_pre(&component).map_err(misfit)?;
         let guest =
             ComponentGuest { name: name.to_owned(), digest, role, pre, runtime: self.clone(), warm: Mutex::default() };
         // An instance at once: a component whose exports do not fit must not be found out by a proxy.
         let limits = Limits::default();
-        let instance =
-            guest.instance(&limits).map_err(|source| LoadError::DoesNotFit { name: name.to_owned(), source })?;
+        let instance = guest.instance(&limits).map_err(misfit)?;
         guest.warm.lock().push(instance);
         Ok(guest)
     }
@@ -234,9 +293,9 @@ fn wasmtime_engine() -> wasmtime::Result<wasmtime::Engine> {
     })
 }
 
-/// Links the facts, the log, and the fragment of plugins.
-fn link(linker: &mut Linker<State>, queries: &[QueryDecl]) -> wasmtime::Result<()> {
-    let mut facts = linker.instance(&format!("{PACKAGE}/facts@{VERSION}"))?;
+/// Links the facts of a line.
+fn link_facts(linker: &mut Linker<State>, version: &str, queries: &[QueryDecl]) -> wasmtime::Result<()> {
+    let mut facts = linker.instance(&interface("facts", version))?;
     for decl in queries {
         let kind = decl.kind;
         // The shapes of the functions in facts.wit. Predicates return a truth value, all others bytes or none.
@@ -263,37 +322,29 @@ fn link(linker: &mut Linker<State>, queries: &[QueryDecl]) -> wasmtime::Result<(
             shape => wasmtime::bail!("query {kind} has a shape that no function of the interface has: {shape:?}"),
         }
     }
-    let mut log = linker.instance(&format!("{PACKAGE}/log@{VERSION}"))?;
-    log.func_wrap("report", |mut store: StoreContextMut<'_, State>, (level, message): (abi::Level, String)| {
-        if let Some(asker) = &mut store.data_mut().asker {
-            asker.report(Level::from(level), &message);
-        }
-        Ok(())
-    })?;
-    let mut fragment = linker.instance(&format!("{PACKAGE}/fragment@{VERSION}"))?;
-    fragment.func_wrap("items", |store: StoreContextMut<'_, State>, (): ()| {
-        let item =
-            |(key, message): &(String, bytes::Bytes)| abi::FragmentItem { key: key.clone(), message: message.to_vec() };
-        Ok((store.data().items.iter().map(item).collect::<Vec<_>>(),))
-    })?;
     Ok(())
 }
 
+/// The full name of an interface of ours.
+fn interface(name: &str, version: &str) -> String {
+    format!("{PACKAGE}/{name}@{version}")
+}
+
 fn bytes(
-    store: StoreContextMut<'_, State>,
+    mut store: StoreContextMut<'_, State>,
     kind: &'static str,
     args: Vec<String>,
 ) -> wasmtime::Result<(Option<Vec<u8>>,)> {
-    Ok((ask(store, kind, args)?.map(Vec::from),))
+    Ok((ask(&mut store, kind, args)?.map(Vec::from),))
 }
 
-fn truth(store: StoreContextMut<'_, State>, kind: &'static str, args: Vec<String>) -> wasmtime::Result<(bool,)> {
-    Ok((ask(store, kind, args)?.is_some(),))
+fn truth(mut store: StoreContextMut<'_, State>, kind: &'static str, args: Vec<String>) -> wasmtime::Result<(bool,)> {
+    Ok((ask(&mut store, kind, args)?.is_some(),))
 }
 
 /// Answers a question. Time spent in other calls that have to be made for the answer is not the guest's.
 fn ask(
-    mut store: StoreContextMut<'_, State>,
+    store: &mut StoreContextMut<'_, State>,
     kind: &'static str,
     args: Vec<String>,
 ) -> wasmtime::Result<Option<bytes::Bytes>> {
@@ -323,6 +374,29 @@ fn ask(
     }
 }
 
+/// What a component needs and this host does not have, or lacks itself, in plain words.
+fn misfit(engine: &wasmtime::Engine, component: &Component) -> String {
+    let component = component.component_type();
+    let lines = [line_0_1::VERSION, line_0_2::VERSION];
+    for (name, _) in component.imports(engine) {
+        if name.starts_with("wasi:") {
+            return format!("it wants {name}; plugins get no system interfaces, build it without WASI");
+        }
+        let Some((interface, version)) = name.split_once('@').filter(|(name, _)| name.starts_with(PACKAGE)) else {
+            return format!("it wants {name}, which is none of our interfaces");
+        };
+        if !lines.contains(&version) {
+            return format!("it wants {interface} in version {version}: build it for one of these lines");
+        }
+    }
+    let exports: Vec<&str> = component.exports(engine).map(|(name, _)| name).collect();
+    let ours = |name: &&&str| name.split_once('@').is_some_and(|(_, version)| lines.contains(&version));
+    if !exports.iter().any(|name| ours(&name)) {
+        return format!("it exports {}, and no hook of ours", exports.join(", "));
+    }
+    "a function is missing or of another type".to_owned()
+}
+
 /// What a component is loaded as.
 #[derive(Clone, Copy)]
 enum Role {
@@ -340,14 +414,38 @@ struct ComponentGuest {
     warm: Mutex<Vec<Warm>>,
 }
 
-type Translate = TypedFunc<(Arc<str>, Arc<[String]>), (Result<abi::Output, abi::Failure>,)>;
-type Apply = TypedFunc<(Arc<str>, Arc<[String]>), (Result<abi::Outcome, abi::Failure>,)>;
-type Points = TypedFunc<(), (Vec<String>,)>;
+/// What a guest answered to a job.
+type Answered = Result<Done, Failure>;
 
-/// What an instance exports.
+/// What an instance exports: the lines meet here.
 enum Exports {
-    Stage(Translate),
-    Plugin { points: Points, apply: Apply },
+    Stage(line_0_1::Stage),
+    Old(line_0_1::Plugin),
+    Plugin(line_0_2::Plugin),
+}
+
+impl Exports {
+    fn of(role: Role, instance: &Instance, store: &mut Store<State>) -> wasmtime::Result<Exports> {
+        if let Role::Stage = role {
+            return Ok(Exports::Stage(line_0_1::Stage::of(instance, store)?));
+        }
+        // Who exports both prefers the newer one.
+        if let Some(plugin) = line_0_2::Plugin::of(instance, store)? {
+            return Ok(Exports::Plugin(plugin));
+        }
+        match line_0_1::Plugin::of(instance, store)? {
+            Some(plugin) => Ok(Exports::Old(plugin)),
+            None => wasmtime::bail!("it exports no hook"),
+        }
+    }
+
+    fn call(&self, store: &mut Store<State>, job: &Job) -> wasmtime::Result<Answered> {
+        match self {
+            Exports::Stage(stage) => stage.call(store, job),
+            Exports::Old(plugin) => plugin.call(store, job),
+            Exports::Plugin(plugin) => plugin.call(store, job),
+        }
+    }
 }
 
 /// An instance that waits for its next call.
@@ -363,6 +461,7 @@ impl ComponentGuest {
             asker: None,
             unanswered: None,
             items: [].into(),
+            terms: None,
             memory_limit: limits.memory,
             memory_refused: false,
             memory: 0,
@@ -374,13 +473,7 @@ impl ComponentGuest {
         store.limiter(|state| state);
         store.set_epoch_deadline(ticks(limits.deadline));
         let instance = self.pre.instantiate(&mut store)?;
-        let exports = match self.role {
-            Role::Stage => Exports::Stage(export(&instance, &mut store, "translation", "translate")?),
-            Role::Plugin => {
-                let points = export(&instance, &mut store, "hooks", "points")?;
-                Exports::Plugin { points, apply: export(&instance, &mut store, "hooks", "apply")? }
-            }
-        };
+        let exports = Exports::of(self.role, &instance, &mut store)?;
         Ok(Warm { store, exports, n_calls: 0 })
     }
 
@@ -389,16 +482,17 @@ impl ComponentGuest {
         let limits = Limits::default();
         let fail = |kind| LoadError::Points { name: self.name.clone(), kind };
         let mut warm = self.instance(&limits).map_err(|e| fail(FaultKind::Trap(format!("{e:#}"))))?;
-        let Exports::Plugin { points, .. } = &warm.exports else {
-            return Err(fail(FaultKind::Failed("it is a stage, not a plugin".into())));
+        let points = match &warm.exports {
+            Exports::Stage(_) => return Err(fail(FaultKind::Failed("it is a stage, not a plugin".into()))),
+            // What it exports says where it works.
+            Exports::Plugin(plugin) => return Ok(plugin.points()),
+            Exports::Old(plugin) => plugin,
         };
         warm.store.set_epoch_deadline(ticks(limits.deadline));
-        let called = points.call(&mut warm.store, ());
-        let (points,) = called.map_err(|error| match warm.store.data_mut().unanswered.take() {
+        points.points(&mut warm.store).map_err(|error| match warm.store.data_mut().unanswered.take() {
             Some(Unanswered::Own(kind)) => fail(kind),
             _ => fail(FaultKind::Trap(format!("{error:#}"))),
-        })?;
-        Ok(points)
+        })
     }
 }
 
@@ -407,17 +501,18 @@ fn ticks(deadline: Duration) -> u64 {
     (deadline.as_millis() / TICK.as_millis()).max(2) as u64
 }
 
-fn export<P, R>(
+fn exported<P, R>(
     instance: &Instance,
     store: &mut Store<State>,
-    interface: &str,
+    name: &str,
+    version: &str,
     function: &str,
 ) -> wasmtime::Result<TypedFunc<P, R>>
 where
     P: ComponentNamedList + Lower,
     R: ComponentNamedList + Lift,
 {
-    let interface = format!("{PACKAGE}/{interface}@{VERSION}");
+    let interface = interface(name, version);
     let Some(outer) = instance.get_export_index(&mut *store, None, &interface) else {
         wasmtime::bail!("it does not export {interface}");
     };
@@ -454,30 +549,22 @@ impl Guest for ComponentGuest {
         state.memory_limit = limits.memory;
         state.deadline = deadline;
         state.entered = state.ticks.load(Ordering::Relaxed);
-        if let Job::Apply { items, .. } = job {
+        if let Job::Apply { items, terms, .. } = job {
             state.items = items.clone();
+            state.terms.clone_from(terms);
         }
         warm.store.set_epoch_deadline(deadline);
-        let called = match (&warm.exports, job) {
-            (Exports::Stage(translate), Job::Translate { function, args }) => {
-                let called = translate.call(&mut warm.store, (function.clone(), args.clone()));
-                called.map(|(result,)| result.map(|output| Done::Output(output.into())))
-            }
-            (Exports::Plugin { apply, .. }, Job::Apply { point, args, .. }) => {
-                let called = apply.call(&mut warm.store, (point.clone(), args.clone()));
-                called.map(|(result,)| result.map(|outcome| Done::Outcome(outcome.into())))
-            }
-            _ => Ok(Err(abi::Failure::UnknownFunction("a stage is no plugin, nor the reverse".into()))),
-        };
+        let called = warm.exports.call(&mut warm.store, job);
         let state = warm.store.data_mut();
         let asker = state.asker.take().expect("it was put there above and only this function takes it");
         state.items = [].into();
+        state.terms = None;
         let result = match called {
             Ok(Ok(done)) => match output_size(&done) {
                 size if size > limits.output => Err(Unanswered::Own(FaultKind::OutputSize(size, limits.output))),
                 _ => Ok(done),
             },
-            Ok(Err(failure)) => Err(Unanswered::Own(FaultKind::Failed(Failure::from(failure).to_string()))),
+            Ok(Err(failure)) => Err(Unanswered::Own(FaultKind::Failed(failure.to_string()))),
             // The store is thrown away with whatever state the trap left in it.
             Err(error) => return (Err(why(state, &error, limits)), asker),
         };

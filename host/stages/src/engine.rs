@@ -17,6 +17,7 @@ use crate::memo::{CallMemo, Memos};
 use crate::metrics::Counters;
 use crate::proxies::{ProxyState, ProxyTable};
 use crate::queries::{Queries, QueryId, Question};
+use crate::terms::Terms;
 
 /// How a type's resources are made: the root call.
 #[derive(Clone, Debug)]
@@ -58,6 +59,8 @@ pub struct Config {
     pub roots: Vec<Root>,
     /// What the functions make.
     pub outputs: Vec<OutputDecl>,
+    /// The messages that plugins insert, by hook point.
+    pub inserted: Vec<(&'static str, &'static str)>,
     /// Calls that look at all that a proxy gets and have diagnostics only: made when somebody asks for these, not for a push.
     pub reports: Vec<(&'static str, &'static str)>,
     /// The gate, if there is one.
@@ -83,6 +86,18 @@ pub struct Hooked {
     pub guest: Arc<dyn Guest>,
     /// What a fault does.
     pub policy: FailurePolicy,
+    /// The hook point as the plugin knows it; its place in the table is the one at which stages hand out the fragment.
+    pub hook: Arc<str>,
+    /// The terms on which it works; none for one that works everywhere and may do everything.
+    pub terms: Option<Arc<dyn Terms>>,
+}
+
+impl Hooked {
+    /// A plugin that works everywhere and may do everything.
+    pub fn free(guest: Arc<dyn Guest>, hook: &str, policy: FailurePolicy) -> Hooked {
+        let id = format!("{}@{}", guest.name(), guest.digest()).into();
+        Hooked { id, guest, policy, hook: hook.into(), terms: None }
+    }
 }
 
 /// Plugins by hook point, in order.

@@ -9,7 +9,7 @@ use trysail_model::{Answer, Fingerprint, Query, Resource};
 use trysail_sdk::{CallRef, Diagnostic, Entry, Output, Severity};
 
 use crate::calls::Call;
-use crate::engine::{Engine, Epoch};
+use crate::engine::{Engine, Epoch, Hooked};
 use crate::fault::{FailurePolicy, Fault, FaultKind};
 use crate::gate::{Need, Verdict};
 use crate::memo::{CallMemo, Faulted};
@@ -18,12 +18,22 @@ use crate::node::{Judging, Leaf, Node};
 use crate::proxies::ProxyState;
 use crate::queries::{Cell, QueryId, Question};
 use crate::run::{self, Runner};
+use crate::terms::{Effects, Place};
 use crate::trace::{Read, TraceTree};
 
 /// Fingerprints of other calls' outputs, as met during one look-up.
 type Answers = FxHashMap<QueryId, Fingerprint>;
 /// What was read of a proxy for a node, and the nodes of the calls that its leaf asked for.
 type Behind = (Arc<[Read]>, Vec<Arc<Node>>);
+
+/// What a run made.
+pub(crate) struct Made<'a> {
+    pub output: Output,
+    /// The items that it was made from, one by one.
+    pub seen: &'a [Arc<Resource>],
+    /// What a plugin changed.
+    pub effects: Effects,
+}
 
 /// For whom, at which state, and on the way from which calls something is evaluated.
 #[derive(Clone)]
@@ -88,28 +98,30 @@ impl Engine {
 
     /// Runs the call and remembers what came of it.
     fn compute(self: &Arc<Self>, cx: &mut Cx, memo: &Arc<CallMemo>) -> Result<Arc<Leaf>, Fault> {
-        let (result, reads, seen) = match &memo.call {
+        let (result, reads, seen, effects) = match &memo.call {
             Call::Stage { .. } | Call::Plugin { .. } => {
                 let runner = Runner { engine: self, memo, limits: self.config.limits, keeps_log: false };
                 let ran = runner.run(cx);
-                (ran.result, ran.reads, ran.seen)
+                (ran.result, ran.reads, ran.seen, ran.effects)
             }
             Call::Hook { point, args, inner } => {
-                let reads =
-                    vec![(self.queries.intern(&Question::Plugins(point.clone())), self.hooks_fingerprint(point))];
-                (Ok(self.chain(point, args, *inner)), reads, Vec::new())
+                let (output, reads) = self.chain(cx, point, args, *inner);
+                (Ok(output), reads, Vec::new(), Effects::default())
             }
             Call::Names { stage, function, hook, names } => {
                 let call = |name: &trysail_model::ResourceName| {
                     Entry::Include(CallRef::new(stage, function, [name.as_str()]).hooked(hook))
                 };
                 let output = Output { entries: names.iter().map(call).collect(), diagnostics: Vec::new() };
-                (Ok(output), Vec::new(), Vec::new())
+                (Ok(output), Vec::new(), Vec::new(), Effects::default())
             }
         };
         let reads: Arc<[Read]> = reads.into();
         let result = match result {
-            Ok(output) => self.remember(cx, memo, output, reads.clone(), &seen).map_err(run::Stopped::Own),
+            Ok(output) => {
+                let made = Made { output, seen: &seen, effects };
+                self.remember(cx, memo, made, reads.clone()).map_err(run::Stopped::Own)
+            }
             Err(stopped) => Err(stopped),
         };
         match result {
@@ -129,10 +141,26 @@ impl Engine {
         }
     }
 
-    /// The output of a hook point: the last plugin's, each of which works on what the one before made.
-    fn chain(&self, point: &Arc<str>, args: &Arc<[String]>, inner: Option<u32>) -> Output {
+    /// The output of a hook point: the last plugin's, each of which works on what the one before made. With it what decides
+    /// which plugins these are.
+    fn chain(
+        self: &Arc<Self>,
+        cx: &Cx,
+        point: &Arc<str>,
+        args: &Arc<[String]>,
+        inner: Option<u32>,
+    ) -> (Output, Vec<Read>) {
+        let mut reads = vec![(self.queries.intern(&Question::Plugins(point.clone())), self.hooks_fingerprint(point))];
         let table = self.hooks.load();
         let plugins = table.get(point).map(Vec::as_slice).unwrap_or_default();
+        let plugins: Vec<&Hooked> = plugins
+            .iter()
+            .filter(|hooked| {
+                let Some(terms) = &hooked.terms else { return true };
+                let place = self.place(hooked, point, args, inner);
+                terms.admits(&place, &mut |kind, args| self.own_question(cx, kind, args, &mut reads))
+            })
+            .collect();
         let mut output = Output::empty();
         if inner.is_some() {
             let mut last = inner;
@@ -149,10 +177,51 @@ impl Engine {
                 output.entries.push(Entry::Include(by_number(self.memos.of(call).id)));
             }
         }
-        output
+        (output, reads)
     }
 
-    /// Takes an output in as a leaf. `seen` are the items that it was made from, one by one.
+    /// Where a plugin stands.
+    pub(crate) fn place(&self, hooked: &Hooked, point: &Arc<str>, args: &[String], inner: Option<u32>) -> Place {
+        let mut function = None;
+        let mut call = inner.map(|id| self.memos.get(id));
+        while let Some(memo) = call {
+            call = match &memo.call {
+                Call::Stage { function: of, .. } => {
+                    function = Some(of.clone());
+                    None
+                }
+                Call::Hook { inner, .. } | Call::Plugin { inner, .. } => inner.map(|id| self.memos.get(id)),
+                Call::Names { .. } => None,
+            };
+        }
+        let target = crate::terms::target(point, function.as_deref(), args);
+        Place { hook: hooked.hook.clone(), point: point.clone(), target }
+    }
+
+    /// Asks a question of the host's own, about the mesh or the proxy.
+    fn own_question(
+        &self,
+        cx: &Cx,
+        kind: &'static str,
+        args: Vec<String>,
+        reads: &mut Vec<Read>,
+    ) -> Option<bytes::Bytes> {
+        let query = Query { kind, args };
+        let about_proxy = self.decl(kind).is_some_and(|decl| decl.about_proxy);
+        let question = if about_proxy { Question::Proxy(query.clone()) } else { Question::Mesh(query.clone()) };
+        let id = self.queries.intern(&question);
+        let (fingerprint, value) = if about_proxy {
+            let answer = cx.proxy.answer(&*cx.epoch.snapshot, id, &query);
+            (answer.fingerprint, answer.value.clone())
+        } else {
+            let answer = self.mesh_answer(&cx.epoch, &self.queries.cell(id), &query);
+            (answer.fingerprint, answer.value.clone())
+        };
+        reads.push((id, fingerprint));
+        value
+    }
+
+    /// Takes an output in as a leaf.
     ///
     /// # Errors
     /// When it does not form messages, or shows that the guest is not pure.
@@ -160,10 +229,10 @@ impl Engine {
         self: &Arc<Self>,
         cx: &Cx,
         memo: &Arc<CallMemo>,
-        output: Output,
+        made: Made<'_>,
         reads: Arc<[Read]>,
-        seen: &[Arc<Resource>],
     ) -> Result<Arc<Leaf>, FaultKind> {
+        let Made { output, seen, effects } = made;
         let gate = self.config.gate.clone();
         let made = self.made_by(memo);
         let judge = |bytes: &[u8]| match (&gate, made) {
@@ -178,6 +247,7 @@ impl Engine {
         let mut leaf = Leaf::new(output, reads, |call| self.resolve(call), &judging)
             .map_err(|bad| FaultKind::BadOutput(bad.to_string()))?;
         leaf.share(seen);
+        leaf.effects = effects;
         if leaf.n_refused > 0 {
             let why = leaf.diagnostics.iter().filter(|d| d.message.starts_with(crate::gate::FOUND));
             let why: Vec<String> = why.map(|d| format!("{}: {}", d.object, d.message)).collect();
@@ -513,7 +583,8 @@ impl Engine {
                 }
                 // Nothing needs what a plugin adds.
                 Call::Plugin { point, inner: None, .. } => {
-                    return crate::plugins::inserted_message(&point).map(|message| (message, Need::Nothing));
+                    let inserted = self.config.inserted.iter().find(|(at, _)| *at == &*point);
+                    return inserted.map(|(_, message)| (*message, Need::Nothing));
                 }
                 Call::Hook { inner: None, .. } | Call::Names { .. } => return None,
             }

@@ -39,6 +39,12 @@ pub enum FaultKind {
     /// The guest said that it cannot: unknown function, arguments or answers that do not fit.
     #[error("failed: {0}")]
     Failed(String),
+    /// A plugin did, or asked, what it may not.
+    #[error("went beyond its rights: {0}")]
+    Rights(String),
+    /// What a plugin wanted changed cannot be changed so.
+    #[error("returned an edit that cannot be made: {0}")]
+    Edit(String),
     /// There is no such stage.
     #[error("is not loaded")]
     Missing,
@@ -59,6 +65,8 @@ impl FaultKind {
             FaultKind::Impure(_) => "impure",
             FaultKind::BadOutput(_) => "bad_output",
             FaultKind::Failed(_) => "failed",
+            FaultKind::Rights(_) => "rights",
+            FaultKind::Edit(_) => "edit",
             FaultKind::Missing => "missing",
         }
     }

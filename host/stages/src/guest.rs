@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use trysail_sdk::{Level, Outcome, Output};
+use trysail_sdk::{Edit, Level, Outcome, Output};
 
 use crate::fault::{Fault, FaultKind};
+use crate::terms::{Place, Terms};
 
 /// What a guest is to do.
 #[derive(Clone, Debug)]
@@ -26,7 +27,15 @@ pub enum Job {
         args: Arc<[String]>,
         /// The fragment's items: key and encoded message.
         items: Arc<[(String, Bytes)]>,
+        /// The place, and the terms on which the plugin works there; none for one that just works.
+        terms: Option<(Place, Arc<dyn Terms>)>,
     },
+}
+
+impl std::fmt::Debug for dyn Terms {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Terms")
+    }
 }
 
 /// What came of a job.
@@ -109,6 +118,7 @@ pub fn output_size(done: &Done) -> usize {
     let output = match done {
         Done::Output(output) | Done::Outcome(Outcome::Replaced(output)) => output,
         Done::Outcome(Outcome::Unchanged) => return 0,
+        Done::Outcome(Outcome::Edited(edits)) => return edits_size(edits),
     };
     let part = |part: &trysail_sdk::Part| match part {
         trysail_sdk::Part::Bytes(bytes) => bytes.len(),
@@ -116,11 +126,32 @@ pub fn output_size(done: &Done) -> usize {
         _ => 8,
     };
     let entry = |entry: &trysail_sdk::Entry| match entry {
-        trysail_sdk::Entry::Include(call) => call_size(call),
-        trysail_sdk::Entry::Item(item) => item.key.len() + item.message.parts.iter().map(part).sum::<usize>(),
+        trysail_sdk::Entry::Include(call) => call_size(call) + ENTRY,
+        trysail_sdk::Entry::Item(item) => item.key.len() + item.message.parts.iter().map(part).sum::<usize>() + ENTRY,
     };
     output.entries.iter().map(entry).sum::<usize>() + output.diagnostics.iter().map(|d| d.message.len()).sum::<usize>()
 }
+
+fn edits_size(edits: &trysail_sdk::Edits) -> usize {
+    let edit = |edit: &Edit| match edit {
+        Edit::Set { item, path, value }
+        | Edit::Merge { item, path, value }
+        | Edit::Insert { item, path, value, .. } => item.len() + path.len() + value.len(),
+        Edit::Remove { item, path } => item.len() + path.len(),
+        Edit::Patch { item, operations } => item.len() + operations.len(),
+        Edit::Put { key, message } => key.len() + message.len(),
+        Edit::PutJson { key, message } => key.len() + message.len(),
+        Edit::Drop(key) => key.len(),
+    };
+    // Each costs the host something, however small it is.
+    edits.edits.iter().map(|one| edit(one) + EDIT).sum::<usize>()
+        + edits.diagnostics.iter().map(|d| d.message.len()).sum::<usize>()
+}
+
+/// What an edit counts for beside its texts, bytes.
+const EDIT: usize = 64;
+/// What an entry counts for beside its texts, bytes: millions of empty ones are no small output.
+const ENTRY: usize = 64;
 
 fn call_size(call: &trysail_sdk::CallRef) -> usize {
     call.stage.len() + call.function.len() + call.args.iter().map(String::len).sum::<usize>()
@@ -137,8 +168,10 @@ pub struct Native {
 pub enum NativeCode {
     /// A stage.
     Stage(trysail_sdk::StageFn),
-    /// A plugin.
+    /// A plugin of the 0.1 line.
     Hook(trysail_sdk::HookFn),
+    /// A plugin, at whatever hook points it is put.
+    Edit(trysail_sdk::EditFn),
 }
 
 impl Native {
@@ -153,6 +186,25 @@ impl Native {
 struct NativeHost {
     asker: std::cell::RefCell<Box<dyn Asker>>,
     unanswered: std::cell::RefCell<Option<Unanswered>>,
+    terms: Option<(Place, Arc<dyn Terms>)>,
+}
+
+/// A fragment as native code sees it.
+struct NativeFragment {
+    items: Arc<[(String, Bytes)]>,
+    terms: Option<(Place, Arc<dyn Terms>)>,
+}
+
+impl trysail_sdk::Fragment for NativeFragment {
+    fn items(&self) -> Vec<(String, Vec<u8>)> {
+        self.items.iter().map(|(key, bytes)| (key.clone(), bytes.to_vec())).collect()
+    }
+
+    fn items_json(&self) -> Vec<(String, String)> {
+        let Some((place, terms)) = &self.terms else { return Vec::new() };
+        let json = |bytes: &Bytes| terms.item_json(place, bytes).unwrap_or_else(|why| panic!("{why}"));
+        self.items.iter().map(|(key, bytes)| (key.clone(), json(bytes))).collect()
+    }
 }
 
 impl trysail_sdk::Host for NativeHost {
@@ -173,6 +225,18 @@ impl trysail_sdk::Host for NativeHost {
     fn report(&self, level: Level, message: &str) {
         self.asker.borrow_mut().report(level, message);
     }
+
+    fn configuration(&self) -> String {
+        self.terms.as_ref().map_or_else(|| "{}".to_owned(), |(_, terms)| terms.configuration().to_owned())
+    }
+
+    fn ask_json(&self, query: &str, args: &[&str]) -> Option<String> {
+        let (_, terms) = self.terms.as_ref()?;
+        let kind = terms.query(query)?;
+        let answer = self.ask(kind, args)?;
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        Some(terms.answer_json(kind, &args, &answer).unwrap_or_else(|why| panic!("{why}")))
+    }
 }
 
 impl Guest for Native {
@@ -191,16 +255,23 @@ impl Guest for Native {
         limits: &Limits,
         _fresh: bool,
     ) -> (Result<Done, Unanswered>, Box<dyn Asker>) {
-        let host = NativeHost { asker: std::cell::RefCell::new(asker), unanswered: std::cell::RefCell::new(None) };
+        let terms = if let Job::Apply { terms, .. } = job { terms.clone() } else { None };
+        let (asker, unanswered) = (std::cell::RefCell::new(asker), std::cell::RefCell::new(None));
+        let host = NativeHost { asker, unanswered, terms };
         let run = || {
             let ctx = trysail_sdk::Ctx::new(&host);
             match (self.code, job) {
                 (NativeCode::Stage(translate), Job::Translate { function, args }) => {
                     translate(&ctx, function, args).map(Done::Output)
                 }
-                (NativeCode::Hook(apply), Job::Apply { point, args, items }) => {
+                (NativeCode::Hook(apply), Job::Apply { point, args, items, .. }) => {
                     let items: Vec<_> = items.iter().map(|(key, bytes)| (key.clone(), bytes.to_vec())).collect();
                     apply(&ctx, point, args, &items).map(Done::Outcome)
+                }
+                (NativeCode::Edit(apply), Job::Apply { items, terms, .. }) => {
+                    let target = terms.as_ref().map(|(place, _)| place.target.clone()).unwrap_or_default();
+                    let fragment = NativeFragment { items: items.clone(), terms: terms.clone() };
+                    apply(&ctx, &target, &fragment).map(|edits| Done::Outcome(Outcome::Edited(edits)))
                 }
                 _ => Err(trysail_sdk::Failure::UnknownFunction("a stage is no plugin, nor the reverse".into())),
             }

@@ -15,6 +15,7 @@
 pub mod calls;
 pub mod collect;
 pub mod component;
+pub mod effects;
 pub mod engine;
 mod eval;
 pub mod explain;
@@ -24,11 +25,11 @@ pub mod guest;
 pub mod memo;
 pub mod metrics;
 pub mod node;
-pub mod plugins;
 mod proxies;
 pub mod queries;
 pub mod replay;
 mod run;
+pub mod terms;
 pub mod trace;
 pub mod views;
 
@@ -37,6 +38,7 @@ pub use fault::{FailurePolicy, Fault, FaultKind};
 pub use gate::{HOLES, Need, Verdict};
 pub use guest::{Guest, Limits, Native, NativeCode};
 pub use run::Asked;
+pub use terms::{Effect, Place, Settled, Terms};
 pub use views::EngineTranslator;
 
 /// Stack of threads that evaluate: calls nest, and each level may use its guest's whole stack.

@@ -64,7 +64,7 @@ impl Recording {
         });
         let job = match &self.job {
             Job::Translate { function, args } => json!({"function": &**function, "args": &**args}),
-            Job::Apply { point, args, items } => {
+            Job::Apply { point, args, items, .. } => {
                 let items: Vec<Value> =
                     items.iter().map(|(key, message)| json!({"key": key, "message": BASE64.encode(message)})).collect();
                 json!({"point": &**point, "args": &**args, "items": items})
@@ -109,7 +109,7 @@ impl Recording {
                 Ok((text(&item["key"], "job.items.key")?, binary(&item["message"], "job.items.message")?))
             };
             let items: Result<Vec<_>, RecordingError> = items.iter().map(item).collect();
-            Job::Apply { point: point.into(), args, items: items?.into() }
+            Job::Apply { point: point.into(), args, items: items?.into(), terms: None }
         } else {
             Job::Translate { function: text(&job["function"], "job.function")?.into(), args }
         };
@@ -172,6 +172,7 @@ fn outcome_json(done: &Done) -> Value {
     match done {
         Done::Output(output) | Done::Outcome(Outcome::Replaced(output)) => output_json(output),
         Done::Outcome(Outcome::Unchanged) => json!("unchanged"),
+        Done::Outcome(Outcome::Edited(edits)) => json!({"edits": format!("{edits:?}")}),
     }
 }
 

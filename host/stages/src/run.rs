@@ -9,13 +9,14 @@ use trysail_model::{Fingerprint, Query, Resource, ResourceName};
 use trysail_sdk::{CallRef, Entry, Level, Outcome, Output, Part};
 
 use crate::calls::Call;
-use crate::engine::Engine;
-use crate::eval::Cx;
+use crate::engine::{Engine, Hooked};
+use crate::eval::{Cx, Made};
 use crate::fault::{Fault, FaultKind};
-use crate::guest::{Asker, Done, Guest, Job, Limits, Unanswered};
+use crate::guest::{Asker, Done, Guest, Job, Limits, Unanswered, output_size};
 use crate::memo::CallMemo;
 use crate::metrics::add;
 use crate::queries::{QueryId, Question};
+use crate::terms::{Effect, Effects, Place, Settled, Terms};
 use crate::trace::Read;
 
 /// Why a run led to no output.
@@ -36,12 +37,14 @@ pub(crate) struct Ran {
     pub log: Vec<Asked>,
     /// The items that it worked on, one by one.
     pub seen: Vec<Arc<Resource>>,
+    /// What a plugin changed.
+    pub effects: Effects,
 }
 
 impl Ran {
     /// A run that did not come to anything.
     fn stopped(why: Stopped) -> Self {
-        Ran { result: Err(why), reads: Vec::new(), log: Vec::new(), seen: Vec::new() }
+        Ran { result: Err(why), reads: Vec::new(), log: Vec::new(), seen: Vec::new(), effects: Effects::default() }
     }
 }
 
@@ -71,10 +74,12 @@ impl Runner<'_> {
         let Some(guest) = self.guest() else {
             return Ran::stopped(Stopped::Own(FaultKind::Missing));
         };
-        let Prepared { job, reads: first, claims, seen } = match self.job(cx) {
+        let Prepared { job, reads: first, claims, seen, before } = match self.job(cx) {
             Ok(prepared) => prepared,
-            Err(fault) => return Ran::stopped(Stopped::Fragment(fault)),
+            Err(stopped) => return Ran::stopped(stopped),
         };
+        let terms = if let Job::Apply { terms, .. } = &job { terms.clone() } else { None };
+        let limits = terms.as_ref().map_or(self.limits, |(_, terms)| terms.limits(self.limits));
         add(&self.engine.counters.runs);
         if let Some(tell) = &self.engine.config.on_run {
             tell(&self.memo.call);
@@ -86,31 +91,48 @@ impl Runner<'_> {
             reads: first,
             log: (is_audited || self.keeps_log).then(Vec::new),
             seen,
-            limit: self.limits.queries,
+            limit: limits.queries,
             asked: 0,
-            limit_asked: self.limits.output,
+            limit_asked: limits.output,
+            terms: terms.as_ref().map(|(_, terms)| terms.clone()),
             guest: guest.name().to_owned(),
             last_line: None,
         };
         let _span = tracing::debug_span!("stage", call = %self.memo.call).entered();
         let began = Instant::now();
-        let (result, asker) = guest.run(&job, Box::new(recorder), &self.limits, false);
+        let is_fresh = terms.as_ref().is_some_and(|(_, terms)| terms.is_fresh());
+        let (result, asker) = guest.run(&job, Box::new(recorder), &limits, is_fresh);
         self.count(guest.name(), began, &result);
         // What a guest was handed comes back; anything else would be a bug in the runner, not in the guest.
         let any: Box<dyn std::any::Any> = asker.into_any();
         let recorder = any.downcast::<Recorder>().expect("a guest returns the asker that it was given");
         let Recorder { reads, log, seen, last_line, .. } = *recorder;
         let log = log.unwrap_or_default();
+        let audited = match &result {
+            Ok(done) if is_audited => self.audit(&*guest, &job, done, &log, &limits),
+            _ => Ok(()),
+        };
+        let mut effects = Effects::default();
         let result = match result {
-            Ok(done) if !is_audited => Ok(self.output(done, &claims)),
-            Ok(done) => self.audit(&*guest, &job, &done, &log).map(|()| self.output(done, &claims)),
+            Ok(done) => audited.and_then(|()| {
+                let (output, changed) = self.output(done, &claims, &before, terms.as_ref())?;
+                effects = changed;
+                Ok(output)
+            }),
             Err(Unanswered::Own(FaultKind::Trap(trap))) => {
                 Err(FaultKind::Trap(last_line.map_or(trap.clone(), |panic| format!("{panic} ({trap})"))))
             }
             Err(Unanswered::Own(kind)) => Err(kind),
-            Err(Unanswered::Below(fault)) => return Ran { result: Err(Stopped::Asked(fault)), reads, log, seen },
+            Err(Unanswered::Below(fault)) => {
+                return Ran { result: Err(Stopped::Asked(fault)), reads, log, seen, effects };
+            }
         };
-        Ran { result: result.map_err(Stopped::Own), reads, log, seen }
+        if let Call::Plugin { .. } = &self.memo.call
+            && result.is_ok()
+        {
+            self.engine.counters.effect(guest.name(), !effects.list.is_empty());
+        }
+        Ran { result: result.map_err(Stopped::Own), reads, log, seen, effects }
     }
 
     /// Counts a run. Its time holds that of the calls that it asked for and that had to run.
@@ -123,38 +145,37 @@ impl Runner<'_> {
             });
             items.flatten().map(|part| if let Part::Bytes(bytes) = part { bytes.len() } else { 0 }).sum()
         };
-        let (bytes, is_effective) = match result {
-            Ok(Done::Output(output)) => (length(output), !output.entries.is_empty()),
-            Ok(Done::Outcome(Outcome::Replaced(output))) => (length(output), true),
-            Ok(Done::Outcome(Outcome::Unchanged)) => (0, false),
-            Err(_) => return counters.ran(guest, began.elapsed(), 0),
+        let bytes = match result {
+            Ok(Done::Output(output) | Done::Outcome(Outcome::Replaced(output))) => length(output),
+            Ok(edited @ Done::Outcome(Outcome::Edited(_))) => output_size(edited),
+            Ok(Done::Outcome(Outcome::Unchanged)) | Err(_) => 0,
         };
         counters.ran(guest, began.elapsed(), bytes);
-        if let Call::Plugin { .. } = &self.memo.call {
-            counters.effect(guest, is_effective);
-        }
     }
 
     fn guest(&self) -> Option<Arc<dyn Guest>> {
         match &self.memo.call {
             Call::Stage { stage, .. } => self.engine.guests.read().get(stage).cloned(),
-            Call::Plugin { plugin, point, .. } => {
-                let table = self.engine.hooks.load();
-                table.get(point)?.iter().find(|hooked| hooked.id == *plugin).map(|hooked| hooked.guest.clone())
-            }
+            Call::Plugin { .. } => Some(self.hooked()?.guest),
             Call::Hook { .. } | Call::Names { .. } => None,
         }
     }
 
+    /// The plugin that the call is of.
+    fn hooked(&self) -> Option<Hooked> {
+        let Call::Plugin { plugin, point, .. } = &self.memo.call else { return None };
+        self.engine.hooks.load().get(point)?.iter().find(|hooked| hooked.id == *plugin).cloned()
+    }
+
     /// The job of the call.
-    fn job(&self, cx: &mut Cx) -> Result<Prepared, Fault> {
+    fn job(&self, cx: &mut Cx) -> Result<Prepared, Stopped> {
         match &self.memo.call {
             Call::Plugin { point, args, inner, .. } => {
                 let mut items = Vec::new();
                 let (mut first, mut claims, mut seen) = (Vec::new(), Vec::new(), Vec::new());
                 if let Some(inner) = inner {
                     let memo = self.engine.memos.get(*inner);
-                    let node = self.engine.eval(cx, &memo)?;
+                    let node = self.engine.eval(cx, &memo).map_err(Stopped::Fragment)?;
                     first.push((self.engine.queries.intern(&Question::Derived(*inner)), node.entries.fingerprint));
                     node.entries.for_each(&mut |item| {
                         seen.push(item.resource.clone());
@@ -164,12 +185,23 @@ impl Runner<'_> {
                         }
                     });
                 }
-                let job = Job::Apply { point: point.clone(), args: args.clone(), items: items.into() };
-                Ok(Prepared { job, reads: first, claims, seen })
+                let hooked = self.hooked().ok_or(Stopped::Own(FaultKind::Missing))?;
+                let place = self.engine.place(&hooked, point, args, *inner);
+                let before: Arc<[(String, Bytes)]> = items.into();
+                let (terms, items) = match hooked.terms {
+                    None => (None, before.clone()),
+                    Some(terms) => {
+                        let shown = terms.shows(&place, &before);
+                        let shown = shown.map_err(|why| Stopped::Own(FaultKind::BadOutput(why)))?;
+                        (Some((place, terms)), shown.into())
+                    }
+                };
+                let job = Job::Apply { point: hooked.hook, args: args.clone(), items, terms };
+                Ok(Prepared { job, reads: first, claims, seen, before })
             }
             Call::Stage { function, args, .. } => {
                 let job = Job::Translate { function: function.clone(), args: args.clone() };
-                Ok(Prepared { job, reads: Vec::new(), claims: Vec::new(), seen: Vec::new() })
+                Ok(Prepared { job, reads: Vec::new(), claims: Vec::new(), seen: Vec::new(), before: [].into() })
             }
             Call::Hook { .. } | Call::Names { .. } => unreachable!("the host makes these itself"),
         }
@@ -177,28 +209,46 @@ impl Runner<'_> {
 
     /// A guest's end as an output: what a plugin left unchanged is the fragment before it. An item that takes the place of
     /// another takes over its claims unless it states its own.
-    fn output(&self, done: Done, claims: &[(ResourceName, Arc<[String]>)]) -> Output {
-        match done {
-            Done::Output(output) => output,
-            Done::Outcome(Outcome::Replaced(mut output)) => {
-                for entry in &mut output.entries {
-                    if let Entry::Item(item) = entry
-                        && item.claims.is_empty()
-                        && let Some((_, before)) = claims.iter().find(|(name, _)| name.as_str() == item.key)
-                    {
-                        item.claims = before.to_vec();
-                    }
+    fn output(
+        &self,
+        done: Done,
+        claims: &[(ResourceName, Arc<[String]>)],
+        before: &[(String, Bytes)],
+        terms: Option<&(Place, Arc<dyn Terms>)>,
+    ) -> Result<(Output, Effects), FaultKind> {
+        let outcome = match done {
+            Done::Output(output) => return Ok((output, Effects::default())),
+            Done::Outcome(outcome) => outcome,
+        };
+        let settled = match (terms, outcome) {
+            (Some((place, terms)), outcome) => terms.settle(place, before, outcome)?,
+            (None, Outcome::Unchanged) => Settled::default(),
+            (None, Outcome::Replaced(output)) => {
+                let whole = Effect { item: String::new(), path: String::new(), before: None, after: None };
+                let Output { entries, diagnostics } = output;
+                Settled {
+                    entries: Some(entries),
+                    diagnostics,
+                    effects: Effects { list: vec![whole], is_shadow: false },
                 }
-                output
             }
-            Done::Outcome(Outcome::Unchanged) => {
-                let mut output = Output::empty();
-                if let Call::Plugin { inner: Some(inner), .. } = &self.memo.call {
-                    output.entries.push(Entry::Include(crate::eval::by_number(*inner)));
-                }
-                output
+            (None, Outcome::Edited(_)) => {
+                return Err(FaultKind::Edit("nobody is there who knows the messages".to_owned()));
+            }
+        };
+        let mut entries = settled.entries.unwrap_or_else(|| match &self.memo.call {
+            Call::Plugin { inner: Some(inner), .. } => vec![Entry::Include(crate::eval::by_number(*inner))],
+            _ => Vec::new(),
+        });
+        for entry in &mut entries {
+            if let Entry::Item(item) = entry
+                && item.claims.is_empty()
+                && let Some((_, before)) = claims.iter().find(|(name, _)| name.as_str() == item.key)
+            {
+                item.claims = before.to_vec();
             }
         }
+        Ok((Output { entries, diagnostics: settled.diagnostics }, settled.effects))
     }
 
     /// Is this one of the runs that are audited?
@@ -210,10 +260,17 @@ impl Runner<'_> {
     }
 
     /// Runs the job again on a fresh instance with the recorded answers: the same must come out.
-    fn audit(&self, guest: &dyn Guest, job: &Job, done: &Done, log: &[Asked]) -> Result<(), FaultKind> {
+    fn audit(
+        &self,
+        guest: &dyn Guest,
+        job: &Job,
+        done: &Done,
+        log: &[Asked],
+        limits: &Limits,
+    ) -> Result<(), FaultKind> {
         add(&self.engine.counters.audited);
         let player = Player { log: log.to_vec(), at: 0, surprise: None };
-        let (again, asker) = guest.run(job, Box::new(player), &self.limits.longer(), true);
+        let (again, asker) = guest.run(job, Box::new(player), &limits.longer(), true);
         let player = asker.into_any().downcast::<Player>().expect("a guest returns the asker that it was given");
         if let Some(surprise) = player.surprise {
             return Err(FaultKind::Impure(surprise));
@@ -237,6 +294,8 @@ struct Prepared {
     claims: Vec<(ResourceName, Arc<[String]>)>,
     /// These items.
     seen: Vec<Arc<Resource>>,
+    /// The same as bytes, as they were before the plugin was shown its part of them.
+    before: Arc<[(String, Bytes)]>,
 }
 
 impl Limits {
@@ -259,6 +318,8 @@ struct Recorder {
     asked: usize,
     limit_asked: usize,
     guest: String,
+    /// Of a plugin.
+    terms: Option<Arc<dyn Terms>>,
     /// The last line reported as an error: a panic's message comes right before its trap.
     last_line: Option<String>,
 }
@@ -300,6 +361,9 @@ impl Asker for Recorder {
     fn ask(&mut self, kind: &'static str, args: Vec<String>) -> Result<Option<Bytes>, Unanswered> {
         if self.reads.len() >= self.limit {
             return Err(Unanswered::Own(FaultKind::Queries(self.limit)));
+        }
+        if let Some(terms) = &self.terms {
+            terms.may_ask(kind, &args).map_err(|why| Unanswered::Own(FaultKind::Rights(why)))?;
         }
         // Questions are remembered by the host, and asking costs the guest no time: their length counts as output does.
         self.asked += args.iter().map(String::len).sum::<usize>();
@@ -426,7 +490,8 @@ pub(crate) fn retry(engine: &Arc<Engine>, cx: &Cx, memo: &Arc<CallMemo>, reads: 
                 tracing::warn!(call = %memo.call, "a slow call finished at its second try");
                 memo.faults.write().retain(|known| !matches!(known.fault.kind, FaultKind::Slow(_)));
                 let reads: Arc<[Read]> = ran.reads.into();
-                if let Err(kind) = engine.remember(&cx, &memo, output, reads.clone(), &ran.seen) {
+                let made = Made { output, seen: &ran.seen, effects: ran.effects };
+                if let Err(kind) = engine.remember(&cx, &memo, made, reads.clone()) {
                     let fault = engine.fault(&memo, kind);
                     engine.remember_fault(&memo, &reads, &fault);
                 }

@@ -9,6 +9,7 @@ use trysail_model::{Proxy, Translator, TypeUrl, View, Views, Watched};
 use trysail_sdk::Diagnostic;
 
 use crate::calls::Call;
+use crate::effects;
 use crate::engine::{Engine, Epoch};
 use crate::eval::Cx;
 use crate::fault::Fault;
@@ -165,10 +166,13 @@ impl Engine {
         });
         // A fault in one was counted and logged; it keeps nobody from the others.
         let nodes: Vec<Arc<Node>> = roots.iter().cloned().chain(reports.flatten()).collect();
+        let mut by_plugins = Vec::new();
         self.behind(proxy, &nodes, |node| {
             found.extend(node.leaf.diagnostics.iter().cloned());
             found.extend(node.conflicts.iter().cloned());
+            by_plugins.extend(matches!(node.memo.call, Call::Plugin { .. }).then(|| node.clone()));
         });
+        found.extend(effects::conflicts(&by_plugins));
         let mut known = BTreeSet::new();
         found.retain(|d| known.insert((d.object.clone(), d.field.clone(), d.message.clone())));
         found
@@ -195,11 +199,14 @@ impl Engine {
         let epoch = cx.epoch.clone();
         let mut stages: Vec<String> = Vec::new();
         let mut objects = BTreeSet::new();
+        let mut by_plugins = Vec::new();
         self.behind(proxy, std::slice::from_ref(node), |node| {
-            if let Some(guest) = node.memo.call.guest()
-                && !stages.iter().any(|known| known == guest)
-            {
-                stages.push(guest.to_owned());
+            match &node.memo.call {
+                Call::Stage { stage, .. } if !stages.iter().any(|known| *known == **stage) => {
+                    stages.push(stage.to_string());
+                }
+                Call::Plugin { .. } => by_plugins.push(node.clone()),
+                _ => {}
             }
             for (id, _) in node.leaf.reads.iter() {
                 let Some(cell) = self.queries.find(*id) else { continue };
@@ -214,7 +221,8 @@ impl Engine {
                 }
             }
         });
-        Provenance { stages, objects: objects.into_iter().collect() }
+        let plugins = effects::writers(&by_plugins);
+        Provenance { stages, plugins, objects: objects.into_iter().collect() }
     }
 
     /// The node that made an item of a name, below a node: the one nearest to it.

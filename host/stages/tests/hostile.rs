@@ -47,9 +47,8 @@ fn plugin(policy: FailurePolicy) -> HookTable {
 }
 
 fn at_points(guest: Arc<dyn Guest>, policy: FailurePolicy) -> HookTable {
-    let id: Arc<str> = format!("{}@{}", guest.name(), guest.digest()).into();
-    let hooked = || vec![Hooked { id: id.clone(), guest: guest.clone(), policy }];
-    ["clusters", "http-filters"].map(|point| (point.into(), hooked())).into_iter().collect()
+    let hooked = |point| vec![Hooked::free(guest.clone(), point, policy)];
+    ["clusters", "http-filters"].map(|point| (point.into(), hooked(point))).into_iter().collect()
 }
 
 fn hostile_config(way: &str) -> Config {

@@ -424,6 +424,8 @@ fn whether_a_plugin_stands_somewhere_is_a_tracked_question() {
         id: format!("p@{digest}").into(),
         guest: native(),
         policy: trysail_stages::FailurePolicy::Skip,
+        hook: "routes".into(),
+        terms: None,
     };
     engine.set_hooks([("routes".into(), vec![plugin("1")])].into_iter().collect());
     let done = work(&engine, || assert_eq!(text(&engine, &p, "a").as_deref(), Some("true")));

@@ -209,6 +209,7 @@ pub fn config() -> Config {
     Config {
         queries: QUERIES,
         roots: vec![root(ALL, "all", false, ""), root(NAMED, "named", true, "named")],
+        inserted: Vec::new(),
         reports: Vec::new(),
         outputs: vec![OutputDecl { function: ("toy", "piece"), message: "toy.Piece", need: Need::Nothing }],
         gate: None,

@@ -21,7 +21,7 @@ pub(crate) fn log(translator: &dyn Translator, metrics: &Metrics, proxy: &Proxy,
         return plain(connection, nack);
     };
     let names = nack.sent.as_ref().map(|sent| named(&nack.words, sent)).unwrap_or_default();
-    let (mut objects, mut stages) = (BTreeSet::new(), Vec::new());
+    let (mut objects, mut stages, mut plugins) = (BTreeSet::new(), Vec::new(), Vec::new());
     for name in &names {
         let provenance = translator.provenance(proxy, kind.url(), name);
         objects.extend(provenance.objects.iter().map(ToString::to_string));
@@ -30,9 +30,10 @@ pub(crate) fn log(translator: &dyn Translator, metrics: &Metrics, proxy: &Proxy,
                 stages.push(stage);
             }
         }
+        plugins.extend(provenance.plugins);
     }
-    // A plugin is known by its name and, behind a sign that names have not, its digest.
-    for (plugin, _) in stages.iter().filter_map(|stage| stage.split_once('@')) {
+    let blamed = blamed(&nack.words, &plugins);
+    for plugin in &blamed {
         metrics.rejected_plugin(plugin);
     }
     tracing::warn!(
@@ -43,8 +44,26 @@ pub(crate) fn log(translator: &dyn Translator, metrics: &Metrics, proxy: &Proxy,
         detail = cut(&nack.words, MAX_WORDS),
         objects = objects.into_iter().collect::<Vec<_>>().join(", "),
         stages = stages.join(", "),
+        plugins = blamed.into_iter().collect::<Vec<_>>().join(", "),
         "a proxy rejected its configuration"
     );
+}
+
+/// The plugins at whose door a rejection lies: those that wrote a field that Envoy names, or, if it names none of theirs, all that
+/// wrote anything in what was rejected.
+///
+/// Envoy names fields in words (`ClusterValidationError.ConnectTimeout`) or as they are written (`connect_timeout`).
+fn blamed<'a>(words: &str, plugins: &'a [(String, Vec<String>)]) -> BTreeSet<&'a str> {
+    let words = words.to_ascii_lowercase();
+    let names = |path: &String| {
+        let field = path.split('/').rev().find(|step| !step.contains('=') && step.parse::<usize>().is_err());
+        let field = field.unwrap_or_default();
+        !field.is_empty() && (words.contains(field) || words.contains(&field.replace('_', "")))
+    };
+    // A plugin is known by its name and, behind a sign that names have not, its digest.
+    let name = |(plugin, _): &'a (String, Vec<String>)| plugin.split('@').next().unwrap_or(plugin);
+    let named: BTreeSet<&str> = plugins.iter().filter(|(_, paths)| paths.iter().any(names)).map(name).collect();
+    if named.is_empty() { plugins.iter().map(name).collect() } else { named }
 }
 
 /// Logs a NACK without asking who made the resources.
@@ -134,6 +153,18 @@ mod tests {
             assert_eq!(named(words, &sent), names, "{words}");
         }
         assert_eq!(named("nothing known", &view(&["only"])), ["only"]);
+    }
+
+    #[test]
+    fn a_rejection_lies_with_who_wrote_the_field() {
+        let plugins: Vec<(String, Vec<String>)> = vec![
+            ("quick@1".into(), vec!["connect_timeout".into()]),
+            ("wide@2".into(), vec!["circuit_breakers/thresholds/0/max_requests".into()]),
+        ];
+        let blamed = |words| blamed(words, &plugins).into_iter().collect::<Vec<_>>();
+        assert_eq!(blamed("ClusterValidationError.ConnectTimeout: value must be greater than 0s"), ["quick"]);
+        assert_eq!(blamed("max_requests: bad"), ["wide"]);
+        assert_eq!(blamed("no such thing"), ["quick", "wide"], "who wrote nothing that is named cannot be told apart");
     }
 
     #[test]

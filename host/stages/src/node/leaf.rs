@@ -12,6 +12,7 @@ use trysail_sdk::{Diagnostic, Entry, Output, Part};
 use super::{Entries, EntryList, Item, Node, NodeEntry};
 use crate::gate::{self, Need, Verdict};
 use crate::memo::CallMemo;
+use crate::terms::Effects;
 use crate::trace::Read;
 
 /// What a run of a call returned, with the trace that led to it. Shared by all proxies whose answers agree.
@@ -24,6 +25,8 @@ pub struct Leaf {
     pub diagnostics: Vec<Diagnostic>,
     /// Items left out because Envoy would refuse them.
     pub n_refused: usize,
+    /// What a plugin changed.
+    pub effects: Effects,
     /// Stands in for an output after a fault that may be over without any read moving; nodes of it are not remembered.
     pub passing: bool,
     entries: Vec<LeafEntry>,
@@ -154,7 +157,8 @@ impl Leaf {
                 refs: united(item.refs, verdict.refs).into(),
             }));
         }
-        Ok(Leaf { reads, calls, diagnostics, n_refused, passing: false, entries, need, finished: OnceLock::new() })
+        let (effects, finished) = (Effects::default(), OnceLock::new());
+        Ok(Leaf { reads, calls, diagnostics, n_refused, effects, passing: false, entries, need, finished })
     }
 
     /// Has items without calls share the segments of what they were made from, which `before` holds by name: a patch of a few bytes

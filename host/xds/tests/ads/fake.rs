@@ -129,7 +129,8 @@ impl Translator for Fake {
     fn provenance(&self, _: &Proxy, type_url: &TypeUrl, name: &str) -> Provenance {
         let stage = type_url.as_str().rsplit('.').next().unwrap_or_default().to_lowercase();
         Provenance {
-            stages: vec![stage, "limits@abc".to_owned()],
+            stages: vec![stage],
+            plugins: vec![("limits@abc".to_owned(), vec!["connect_timeout".to_owned()])],
             objects: vec![ObjectRef::new("Thing", "shop", name)],
         }
     }
