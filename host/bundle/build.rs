@@ -11,6 +11,9 @@ use trysail_guests::Failure;
 /// The built-in stages: crate `stage-NAME` below `plugins/`.
 const STAGES: [&str; 8] = ["clusters", "dns", "endpoints", "envoyfilter", "listeners", "routes", "scope", "security"];
 
+/// The plugins that come with Trysail: crate `plugin-NAME` below `plugins/`.
+const PLUGINS: [&str; 1] = ["patch"];
+
 fn main() -> Result<(), Failure> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let workspace = Path::new(&env::var("CARGO_MANIFEST_DIR")?).join("../..").canonicalize()?;
@@ -18,32 +21,39 @@ fn main() -> Result<(), Failure> {
     let profile = out.ancestors().nth(3).ok_or("the output folder lies elsewhere than cargo puts it")?.to_owned();
     let folder = trysail_guests::folder(profile.parent().ok_or("the profile's folder has no parent")?);
 
-    let packages = STAGES.map(|stage| format!("stage-{stage}"));
-    let modules = trysail_guests::compile(&workspace, &folder, &packages.each_ref().map(String::as_str))?;
+    let stages = STAGES.iter().map(|stage| (*stage, format!("stage-{stage}"), "BUILTINS"));
+    let plugins = PLUGINS.iter().map(|plugin| (*plugin, format!("plugin-{plugin}"), "PLUGINS"));
+    let guests: Vec<(&str, String, &str)> = stages.chain(plugins).collect();
+    let packages: Vec<&str> = guests.iter().map(|(_, package, _)| package.as_str()).collect();
+    let modules = trysail_guests::compile(&workspace, &folder, &packages)?;
     let components = profile.join("components");
     fs::create_dir_all(&components)?;
-    let mut list = String::from("/// All built-in stages, by name.\npub const BUILTINS: &[Builtin] = &[\n");
-    let mut inputs = BTreeSet::new();
-    for (stage, package) in STAGES.iter().zip(&packages) {
+    let (mut of_stages, mut of_plugins, mut inputs) = (String::new(), String::new(), BTreeSet::new());
+    for (name, package, list) in &guests {
         let module = trysail_guests::module(&modules, package);
         let component = trysail_guests::encode(&module)?;
-        let file = components.join(format!("{stage}.component.wasm"));
+        let file = components.join(format!("{name}.component.wasm"));
         // Written only when it changed, so that the time of the file tells something.
         if fs::read(&file).ok().as_deref() != Some(&component) {
             fs::write(&file, &component)?;
         }
-        writeln!(
-            list,
-            "    Builtin {{ name: {stage:?}, component: include_bytes!({:?}) }},",
-            file.display().to_string()
-        )?;
+        let path = file.display().to_string();
+        match *list {
+            "BUILTINS" => {
+                writeln!(of_stages, "    Builtin {{ name: {name:?}, component: include_bytes!({path:?}) }},")?;
+            }
+            _ => writeln!(of_plugins, "    ({name:?}, include_bytes!({path:?})),")?,
+        }
         inputs.extend(trysail_guests::inputs(&module)?);
     }
-    list.push_str("];\n");
+    let list = format!(
+        "/// All built-in stages, by name.\npub const BUILTINS: &[Builtin] = &[\n{of_stages}];\n\
+         /// All plugins that come with Trysail, by name.\npub const PLUGINS: &[(&str, &[u8])] = &[\n{of_plugins}];\n"
+    );
     fs::write(out.join("builtins.rs"), list)?;
 
     inputs.extend(["wit", "Cargo.lock", "Cargo.toml"].map(|name| workspace.join(name)));
-    inputs.extend(STAGES.map(|stage| workspace.join("plugins").join(stage).join("Cargo.toml")));
+    inputs.extend(guests.iter().map(|(name, ..)| workspace.join("plugins").join(name).join("Cargo.toml")));
     inputs.insert(workspace.join("plugins/sdk/Cargo.toml"));
     inputs.insert(workspace.join("proto/Cargo.toml"));
     for input in inputs {

@@ -34,7 +34,7 @@ impl Kind {
 
     /// Is it defined by a custom resource definition, so that a server may not know it?
     pub fn is_custom(&self) -> bool {
-        [NETWORKING, SECURITY, TELEMETRY, EXTENSIONS, GATEWAY_API, GATEWAY_API_X, INFERENCE, MULTI_CLUSTER]
+        [NETWORKING, SECURITY, TELEMETRY, EXTENSIONS, GATEWAY_API, GATEWAY_API_X, INFERENCE, MULTI_CLUSTER, TRYSAIL]
             .contains(&self.group)
     }
 }
@@ -86,6 +86,7 @@ const GATEWAY_API: &str = "gateway.networking.k8s.io";
 const GATEWAY_API_X: &str = "gateway.networking.x-k8s.io";
 const INFERENCE: &str = "inference.networking.k8s.io";
 const MULTI_CLUSTER: &str = "multicluster.x-k8s.io";
+const TRYSAIL: &str = "trysail.io";
 
 const NETWORKING_VERSIONS: &[&str] = &["v1", "v1beta1", "v1alpha3"];
 const V1: &[&str] = &["v1"];
@@ -129,6 +130,8 @@ static KINDS: &[Kind] = &[
     namespaced(INFERENCE, "InferencePool", V1),
     namespaced(MULTI_CLUSTER, "ServiceExport", &["v1alpha1", "v1beta1"]),
     namespaced(MULTI_CLUSTER, "ServiceImport", &["v1alpha1", "v1beta1"]),
+    // Our own.
+    namespaced(TRYSAIL, "Plugin", &["v1alpha1"]),
     // Kubernetes.
     cluster("", "Namespace", V1),
     cluster("", "Node", V1),
@@ -196,6 +199,7 @@ mod tests {
             ("IngressClass", "ingressclasses"),
             ("XMesh", "xmeshes"),
             ("EndpointSlice", "endpointslices"),
+            ("Plugin", "plugins"),
         ] {
             assert_eq!(plural(name), want);
         }

@@ -39,6 +39,7 @@ pub(super) const FILES: &[SchemaFile] = files! {
     "", "Namespace", "namespaces.json";
     "", "Node", "nodes.json";
     "security.istio.io", "PeerAuthentication", "peerauthentications.security.istio.io.json";
+    "trysail.io", "Plugin", "plugins.trysail.io.json";
     "", "Pod", "pods.json";
     "networking.istio.io", "ProxyConfig", "proxyconfigs.networking.istio.io.json";
     "gateway.networking.k8s.io", "ReferenceGrant", "referencegrants.gateway.networking.k8s.io.json";

@@ -1,0 +1,391 @@
+//! Which plugins there are: by documents, and, for who has none, by files in a folder. They come, change and go while everything runs.
+//!
+//! ```text
+//! Plugin documents ─┐                       ┌─ built in
+//! NAME.wasm alone  ─┴─▶ entries ──code of──▶┼─ file in the folder        a version that does not load leaves the one
+//!                                           ├─ entry of a ConfigMap      before it at work
+//!                                           └─ image by digest
+//! ```
+
+mod folder;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::Value;
+use trysail_model::{Fingerprint, Object, ObjectRef};
+use trysail_stages::component::Runtime;
+use trysail_stages::engine::{Advance, HookTable};
+use trysail_stages::guest::Guest;
+use trysail_stages::{Engine, Hooked};
+
+use crate::document::{Component, KIND, Mode, PostConditions, Spec};
+use crate::hooks::{self, SLOTS};
+use crate::terms::{DocumentMessage, OwnLimits, Scope, Terms};
+use crate::{configuration, document};
+use folder::{Folder, Settings};
+
+/// Label of ConfigMaps that hold components.
+pub const LABEL: &str = "trysail.io/plugin";
+
+/// Gets images of components from registries.
+pub trait Images: Send + Sync {
+    /// The component in an image: at once if it is at hand; `None` while it is on its way.
+    fn get(&self, image: &str) -> Option<Result<Arc<[u8]>, String>>;
+}
+
+/// What plugins are made of.
+pub struct Sources {
+    /// The sandbox.
+    pub runtime: Arc<Runtime>,
+    /// Folder of components, if there is one.
+    pub folder: Option<PathBuf>,
+    /// Components that come with Trysail.
+    pub builtins: &'static [(&'static str, &'static [u8])],
+    /// Images; none where nothing is to be fetched.
+    pub images: Option<Arc<dyn Images>>,
+    /// Messages of kinds' documents.
+    pub documents: DocumentMessage,
+    /// The control plane's namespace, whose documents are about the whole mesh.
+    pub root_namespace: String,
+}
+
+/// A plugin's code and its hook points.
+type Code = (Arc<dyn Guest>, Vec<String>);
+
+/// Code that was compiled, and of which bytes.
+struct Compiled {
+    of: Fingerprint,
+    code: Code,
+    /// Schema of its configuration, if it came with one.
+    schema: Option<Value>,
+}
+
+/// A plugin in force: the last that was in order.
+struct InForce {
+    code: Code,
+    spec: Spec,
+    digest: String,
+}
+
+struct Entry {
+    /// The document, if there is one.
+    object: Option<ObjectRef>,
+    in_force: Option<InForce>,
+    error: Option<String>,
+    is_pending: bool,
+}
+
+/// The plugins there are.
+pub struct Catalogue {
+    sources: Sources,
+    folder: Option<Folder>,
+    documents: BTreeMap<ObjectRef, Arc<Object>>,
+    config_maps: BTreeMap<ObjectRef, Arc<Object>>,
+    compiled: BTreeMap<String, Compiled>,
+    entries: BTreeMap<String, Entry>,
+    is_stale: bool,
+}
+
+/// A plugin, for status.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PluginStatus {
+    /// Its name: `namespace/name` of its document, or its file's without `.wasm`.
+    pub name: String,
+    /// Its document.
+    pub object: Option<ObjectRef>,
+    /// Digest of the code in force; none when no version ever loaded.
+    pub digest: Option<String>,
+    /// Its hook points.
+    pub points: Vec<String>,
+    /// Is what it does sent?
+    pub is_shadow: bool,
+    /// It uses the hook of last resort.
+    pub is_last_resort: bool,
+    /// What must be so.
+    pub post_conditions: PostConditions,
+    /// Its code is on its way.
+    pub is_pending: bool,
+    /// Why its newest version is not in force.
+    pub error: Option<String>,
+}
+
+/// Is it a document of a plugin, or does it hold components?
+pub fn concerns(object: &Object) -> bool {
+    match &*object.reference.kind {
+        KIND => true,
+        "ConfigMap" => object.labels.contains_key(LABEL),
+        _ => false,
+    }
+}
+
+impl Catalogue {
+    /// A catalogue; nothing is read yet.
+    pub fn new(sources: Sources) -> Self {
+        Catalogue {
+            folder: sources.folder.clone().map(Folder::new),
+            sources,
+            documents: BTreeMap::new(),
+            config_maps: BTreeMap::new(),
+            compiled: BTreeMap::new(),
+            entries: BTreeMap::new(),
+            is_stale: false,
+        }
+    }
+
+    /// Takes changes of objects in: documents, and ConfigMaps with components. True when there is something to [`refresh`](Catalogue::refresh).
+    pub fn apply<'a>(&mut self, changes: impl IntoIterator<Item = (&'a ObjectRef, Option<&'a Arc<Object>>)>) -> bool {
+        for (reference, object) in changes {
+            let table = match &*reference.kind {
+                KIND => &mut self.documents,
+                "ConfigMap" => &mut self.config_maps,
+                _ => continue,
+            };
+            self.is_stale |= match object.filter(|object| concerns(object)) {
+                Some(object) => table.insert(reference.clone(), object.clone()).is_none_or(|old| old != *object),
+                None => table.remove(reference).is_some(),
+            };
+        }
+        self.is_stale
+    }
+
+    /// An image arrived, or will not.
+    pub fn image_moved(&mut self) {
+        self.is_stale = true;
+    }
+
+    /// Looks into the folder, and brings the plugins up to date. True when those in force may differ, or what there is to say of them.
+    pub fn scan(&mut self) -> bool {
+        let moved = self.folder.as_mut().is_some_and(Folder::scan);
+        if !moved && !self.is_stale {
+            return false;
+        }
+        self.is_stale = false;
+        let wanted = self.wanted();
+        self.entries.retain(|name, _| wanted.iter().any(|(wanted, ..)| wanted == name));
+        for (name, object, spec) in wanted {
+            let old = self.entries.remove(&name).and_then(|entry| entry.in_force);
+            let made = spec.and_then(|spec| self.make(&name, object.as_ref(), spec));
+            let entry = match made {
+                Ok(Some(in_force)) => {
+                    if old.as_ref().is_none_or(|old| old.digest != in_force.digest) {
+                        tracing::info!(plugin = name, points = in_force.code.1.join(","), "plugin loaded");
+                    }
+                    Entry { object, in_force: Some(in_force), error: None, is_pending: false }
+                }
+                Ok(None) => Entry { object, in_force: old, error: None, is_pending: true },
+                Err(error) => {
+                    tracing::error!(plugin = name, error, "plugin not loaded; a version before it stays in force");
+                    Entry { object, in_force: old, error: Some(error), is_pending: false }
+                }
+            };
+            self.entries.insert(name, entry);
+        }
+        let entries = &self.entries;
+        self.compiled.retain(|name, _| entries.contains_key(name));
+        true
+    }
+
+    /// The plugins that there should be: name, document, spec.
+    fn wanted(&self) -> Vec<(String, Option<ObjectRef>, Result<Spec, String>)> {
+        let mut wanted = Vec::new();
+        let mut named = Vec::new();
+        for (reference, object) in &self.documents {
+            let spec = Spec::of(object);
+            named.extend(spec.as_ref().ok().and_then(|spec| spec.component.file.clone()));
+            wanted.push((format!("{}/{}", reference.namespace, reference.name), Some(reference.clone()), spec));
+        }
+        let Some(folder) = &self.folder else { return wanted };
+        for (name, file, settings) in folder.files() {
+            // A file that a document names is that document's.
+            if !named.contains(&file) {
+                let spec = settings.map(|settings: Settings| settings.spec(file));
+                wanted.push((name, None, spec));
+            }
+        }
+        wanted
+    }
+
+    /// A plugin as its spec has it; `None` while its code is on its way.
+    fn make(&mut self, name: &str, object: Option<&ObjectRef>, spec: Spec) -> Result<Option<InForce>, String> {
+        let Some(bytes) = self.code(object, &spec.component)? else { return Ok(None) };
+        let of = Fingerprint::of(&bytes);
+        if let Some(wanted) = &spec.sha256 {
+            let is = sha256(&bytes);
+            if is != *wanted {
+                return Err(format!("spec.sha256: the component's is {is}"));
+            }
+        }
+        if self.compiled.get(name).is_none_or(|compiled| compiled.of != of) {
+            let code = self.sources.runtime.plugin(name, &bytes).map_err(|error| with_causes(&error))?;
+            if let Some(unknown) = code.1.iter().find(|point| hooks::find(point).is_none()) {
+                let there_are: Vec<&str> = hooks::HOOKS.iter().map(|hook| hook.name).collect();
+                return Err(format!(
+                    "it asks for the hook point {unknown:?}, which there is not; there are {}",
+                    there_are.join(", ")
+                ));
+            }
+            let schema = configuration::schema(&bytes)?;
+            self.compiled.insert(name.to_owned(), Compiled { of, code, schema });
+        }
+        let compiled = &self.compiled[name];
+        let (guest, exported) = &compiled.code;
+        if let Some(missing) = spec.hooks.iter().find(|hook| !exported.contains(hook)) {
+            return Err(format!("spec.hooks: the component does not export {missing:?}, but {}", exported.join(", ")));
+        }
+        let empty = Value::Object(serde_json::Map::new());
+        configuration::check(compiled.schema.as_ref(), spec.configuration.as_ref().unwrap_or(&empty))?;
+        let mut points = if spec.hooks.is_empty() { exported.clone() } else { spec.hooks.clone() };
+        // What comes with Trysail exports everything; its configuration says where it works.
+        if spec.component.builtin.is_some() && spec.hooks.is_empty() {
+            let named = configuration::hooks(spec.configuration.as_ref());
+            points.retain(|point| named.contains(point));
+        }
+        let digest = guest.digest().to_owned();
+        Ok(Some(InForce { code: (guest.clone(), points), spec, digest }))
+    }
+
+    /// The bytes of a component; `None` while they are on their way.
+    fn code(&self, object: Option<&ObjectRef>, component: &Component) -> Result<Option<Arc<[u8]>>, String> {
+        let Component { builtin, file, config_map, image, stateful: _ } = component;
+        if let Some(name) = builtin {
+            let found = self.sources.builtins.iter().find(|(known, _)| known == name);
+            let names: Vec<&str> = self.sources.builtins.iter().map(|(name, _)| *name).collect();
+            let missing = || format!("spec.component.builtin: there is no {name:?}; there are {}", names.join(", "));
+            return Ok(Some(Arc::from(found.ok_or_else(missing)?.1)));
+        }
+        if let Some(file) = file {
+            let missing = "spec.component.file: there is no folder of plugins (--plugins)";
+            return self.folder.as_ref().ok_or(missing)?.read(file).map(|bytes| Some(bytes.into()));
+        }
+        if let (Some(entry), Some(object)) = (config_map, object) {
+            let document::ConfigMapEntry { name, key } = entry;
+            let reference = ObjectRef::new("ConfigMap", &object.namespace, name);
+            let map = self.config_maps.get(&reference).ok_or_else(|| {
+                format!(
+                    "spec.component.configMap.name: there is no ConfigMap {name:?} with the label {LABEL} in {}",
+                    object.namespace
+                )
+            })?;
+            let all = map.body.part("binaryData");
+            let data = all.get(key).and_then(Value::as_str);
+            let data =
+                data.ok_or_else(|| format!("spec.component.configMap.key: {name} has no {key:?} in its binaryData"))?;
+            let bytes = BASE64_STANDARD.decode(data).map_err(|error| format!("ConfigMap {name}, {key}: {error}"))?;
+            return Ok(Some(bytes.into()));
+        }
+        let image = image.as_deref().ok_or("spec.component: it says nowhere where the code is")?;
+        let images = self.sources.images.as_ref().ok_or("spec.component.image: nothing is fetched here")?;
+        let fetched = images.get(image).transpose();
+        fetched.map_err(|error| format!("spec.component.image: {error}"))
+    }
+
+    /// The plugins in force, by the points at which stages hand out fragments.
+    pub fn table(&self) -> HookTable {
+        let mut in_order: Vec<(&String, &Entry, &InForce)> =
+            self.entries.iter().filter_map(|(name, entry)| Some((name, entry, entry.in_force.as_ref()?))).collect();
+        in_order.sort_by_key(|(name, _, in_force)| (in_force.spec.order, (*name).clone()));
+        let mut table = HookTable::default();
+        for (name, entry, InForce { code: (guest, points), spec, digest }) in in_order {
+            let terms = Arc::new(self.terms(entry.object.as_ref(), spec));
+            // A change of the document is another plugin to the engine: nothing that was made on other terms is found again.
+            let terms_digest = Fingerprint::of(format!("{:?}", (spec, &terms.rights)).as_bytes());
+            for hook in points.iter().filter_map(|point| hooks::find(point)) {
+                for stand in hook.stands {
+                    let id = format!("{name}@{digest}:{terms_digest}:{}", hook.name);
+                    let hooked = Hooked {
+                        id: id.into(),
+                        guest: guest.clone(),
+                        policy: spec.failure_policy.into(),
+                        hook: hook.name.into(),
+                        terms: Some(terms.clone()),
+                    };
+                    if SLOTS.contains(&stand.point) {
+                        table.entry(hooks::ANY_SLOT.into()).or_default().push(hooked.clone());
+                    }
+                    table.entry(stand.point.into()).or_default().push(hooked);
+                }
+            }
+        }
+        table
+    }
+
+    fn terms(&self, object: Option<&ObjectRef>, spec: &Spec) -> Terms {
+        let tenant =
+            object.map(|object| &*object.namespace).filter(|namespace| *namespace != self.sources.root_namespace);
+        Terms {
+            configuration: spec.configuration.as_ref().map_or_else(|| "{}".to_owned(), Value::to_string),
+            scope: spec.scope(),
+            // A file alone has no bounds, as its author has the folder.
+            rights: spec.rights(tenant),
+            is_shadow: spec.mode == Mode::Shadow,
+            is_fresh: spec.component.stateful,
+            limits: spec.limits(tenant.is_some()),
+            documents: self.sources.documents,
+        }
+    }
+
+    /// Scans, and puts what changed in force.
+    pub fn refresh(&mut self, engine: &Engine) -> Option<Advance> {
+        self.scan().then(|| engine.set_hooks(self.table()))
+    }
+
+    /// What is in force and what is wrong.
+    pub fn status(&self) -> Vec<PluginStatus> {
+        let status = |(name, entry): (&String, &Entry)| {
+            let in_force = entry.in_force.as_ref();
+            let points = in_force.map(|in_force| in_force.code.1.clone()).unwrap_or_default();
+            PluginStatus {
+                name: name.clone(),
+                object: entry.object.clone(),
+                digest: in_force.map(|in_force| in_force.digest.clone()),
+                is_shadow: in_force.is_some_and(|in_force| in_force.spec.mode == Mode::Shadow),
+                is_last_resort: points.iter().any(|point| point == "patch"),
+                post_conditions: in_force.map(|in_force| in_force.spec.post_conditions.clone()).unwrap_or_default(),
+                points,
+                is_pending: entry.is_pending,
+                error: entry.error.clone(),
+            }
+        };
+        self.entries.iter().map(status).collect()
+    }
+}
+
+impl Terms {
+    /// The terms of a plugin about which nothing was said: it works everywhere, and may do all but weaken security.
+    pub fn plain(documents: DocumentMessage) -> Terms {
+        Terms {
+            configuration: "{}".to_owned(),
+            scope: Scope::default(),
+            rights: Default::default(),
+            is_shadow: false,
+            is_fresh: false,
+            limits: OwnLimits::default(),
+            documents,
+        }
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    digest.as_ref().iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// An error with what caused it, since a status has one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,68 @@
+//! The built-in plugin `patch`: configuration in place of code.
+//!
+//! ```text
+//! configuration ─ patches: [{hook, direction, service, port, name, item} ─ which fragments
+//!                           {operations | merge | insert | remove | put}]  ─ what becomes of them
+//! ```
+//!
+//! It knows no field of Envoy's: fields are paths, and the host checks what comes of them. A selector says what a fragment is
+//! about (a service, a port), not where it stands in the output.
+
+mod config;
+
+use trysail_sdk::{Ctx, Edits, Failure, Fragment, Target};
+
+pub use config::Config;
+
+macro_rules! hooks {
+    ($($function:ident = $name:literal),+ $(,)?) => {
+        $(
+            #[doc = concat!("The patches at `", $name, "`.")]
+            ///
+            /// # Errors
+            /// A configuration that is not what the plugin takes.
+            pub fn $function(ctx: &Ctx<'_>, target: &Target, _fragment: &dyn Fragment) -> Result<Edits, Failure> {
+                at($name, ctx, target)
+            }
+        )+
+
+        #[cfg(target_family = "wasm")]
+        trysail_sdk::export_hooks! { $($function: $function),+ }
+
+        /// The hook points that patches may name.
+        pub const HOOKS: &[&str] = &[$($name),+];
+    };
+}
+
+hooks! {
+    clusters = "clusters",
+    endpoints = "endpoints",
+    routes = "routes",
+    virtual_hosts = "virtual-hosts",
+    listeners = "listeners",
+    filter_chains = "filter-chains",
+    connection_managers = "connection-managers",
+    access_logs = "access-logs",
+    transport_sockets = "transport-sockets",
+    authn_filters = "authn-filters",
+    authz_filters = "authz-filters",
+    rate_limit_filters = "rate-limit-filters",
+    observability_filters = "observability-filters",
+    http_filters = "http-filters",
+    network_filters = "network-filters",
+    new_clusters = "new-clusters",
+    new_listeners = "new-listeners",
+    patch = "patch",
+}
+
+fn at(hook: &str, ctx: &Ctx<'_>, target: &Target) -> Result<Edits, Failure> {
+    let config: Config = ctx.configuration()?;
+    let mut edits = Edits::none();
+    for (number, patch) in config.patches.iter().enumerate() {
+        patch.check(number)?;
+        if patch.hook == hook && patch.selects(target) {
+            edits.edits.extend(patch.edits());
+        }
+    }
+    Ok(edits)
+}
