@@ -56,7 +56,7 @@ pub fn subjects(ctx: &Ctx<'_>) -> Result<Vec<(Subject, String)>, Failure> {
                 targets.iter().filter_map(|t| Some((t, t.port.as_ref()?))).map(|(t, port)| target_arg(t, port)),
             );
             let hosts = targets.into_iter().filter_map(host).collect();
-            add(CallRef::new("clusters", "inbound-port", args), hosts);
+            add(CallRef::new("clusters", "inbound-port", args).hooked("inbound-clusters"), hosts);
         }
     }
     for (i, listener) in ingress.iter().enumerate() {

@@ -96,6 +96,8 @@ fn all(ctx: &Ctx<'_>) -> Result<Output, Failure> {
         patching.and_then(|patching| patching.added()).into_iter().for_each(|added| output.include(added));
     }
     output.include(own("fixed", [fixed::UNPATCHED]));
+    // Last, so that of two clusters of one name ours stays.
+    output.include(CallRef::new("hooks", "new-clusters", [""; 0]));
     Ok(output)
 }
 

@@ -275,7 +275,7 @@ impl Chains<'_> {
 
     fn plain_http(&self, port: &GatewayPort) -> Message {
         let manager = gateway_chain::manager(self.name, &port.route_name, port.protocol(), port.number, false);
-        Chain { filters: gateway_chain::http_filters(manager, port.number), ..Default::default() }
+        Chain { filters: gateway_chain::http_filters(self.ctx, manager, port.number), ..Default::default() }
             .message(self.common.connect_timeout)
     }
 

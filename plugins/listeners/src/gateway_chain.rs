@@ -48,10 +48,10 @@ pub fn manager<'a>(listener: &str, routes: &str, protocol: Protocol, port: u32, 
 }
 
 /// Filters of a chain that serves HTTP.
-pub fn http_filters(manager: Manager<'_>, port: u32) -> Message {
+pub fn http_filters(ctx: &Ctx<'_>, manager: Manager<'_>, port: u32) -> Message {
     Message::default()
         .hole(CHAIN_FILTERS, parts::network_filter_hook(DIRECTION, "", port))
-        .field(CHAIN_FILTERS, manager.filter())
+        .field(CHAIN_FILTERS, manager.filter(ctx))
 }
 
 /// Names in a ClientHello that a server's hosts mean: without namespaces, sorted, each once.
@@ -104,7 +104,7 @@ pub fn https(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
     }
     let chain = Chain {
         sni: names_of(&summary.hosts),
-        filters: http_filters(manager, summary.port),
+        filters: http_filters(ctx, manager, summary.port),
         socket: socket(ctx, &server, if http3 { Inside::Http3 } else { Inside::Http })?,
         ..Default::default()
     };

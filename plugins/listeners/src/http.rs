@@ -113,7 +113,7 @@ pub struct Manager<'a> {
 
 impl Manager<'_> {
     /// The network filter.
-    pub fn filter(self) -> Message {
+    pub fn filter(self, ctx: &Ctx<'_>) -> Message {
         let mut fields = HttpConnectionManager { stat_prefix: self.stat_prefix, ..Default::default() };
         let h2 = matches!(self.protocol, Protocol::Http2 | Protocol::Grpc | Protocol::GrpcWeb);
         if self.kind == Kind::Inbound && h2 {
@@ -132,10 +132,16 @@ impl Manager<'_> {
             Routes::Fixed(routes) => Message::of(&fields).field(HCM_ROUTE_CONFIG, routes),
         };
         let grpc_web = if self.protocol == Protocol::GrpcWeb { "grpc-web" } else { "" };
-        message = message
-            .splice(own("http-head", [self.kind.text(), grpc_web, self.dynamic_host]))
-            .hole(HCM_HTTP_FILTERS, parts::http_filter_hook(self.kind.direction(), self.service, self.port))
-            .splice(own("http-tail", [self.kind.text()]));
+        let hook = |slot: &str| parts::http_filter_hook(slot, self.kind.direction(), self.service, self.port);
+        let head = |part: &str| own("http-head", [self.kind.text(), grpc_web, self.dynamic_host, part]);
+        message = if ctx.hooked(ANY_SLOT) {
+            let first = message.splice(head(FIRST));
+            SLOTS.iter().fold(first, |message, slot| message.hole(HCM_HTTP_FILTERS, hook(slot))).splice(head(REST))
+        } else {
+            // One call for all of it, since hardly anybody has plugins there.
+            message.splice(own("http-head", [self.kind.text(), grpc_web, self.dynamic_host]))
+        };
+        message = message.hole(HCM_HTTP_FILTERS, hook("http-filters")).splice(own("http-tail", [self.kind.text()]));
         parts::filter_with("envoy.filters.network.http_connection_manager", &HttpConnectionManager::type_url(), message)
     }
 }
@@ -153,7 +159,18 @@ fn discovered_routes(name: String) -> Rds {
     }
 }
 
-/// `listeners/http-head` KIND, `grpc-web` or empty, host of dynamic DNS or empty: filters before the plugins'.
+/// The slots of plugins between what tells who calls and what handles the protocol, in their order. Those of authentication and
+/// authorization stand where istiod puts its own of the same phase.
+const SLOTS: [&str; 4] = ["authn-filters", "authz-filters", "rate-limit-filters", "observability-filters"];
+/// The hook point at which all plugins of the slots stand.
+const ANY_SLOT: &str = "filter-slots";
+/// What of the head stands before the slots.
+const FIRST: &str = "first";
+/// What of the head stands behind the slots.
+const REST: &str = "rest";
+
+/// `listeners/http-head` KIND, `grpc-web` or empty, host of dynamic DNS or empty, `first`, `rest` or nothing for both: filters before
+/// those that plugins insert before the router.
 pub fn head(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
     let kind = Kind::parse(args.first())?;
     let grpc_web = args.get(1).is_some_and(|a| a == "grpc-web");
@@ -164,15 +181,21 @@ pub fn head(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
         "PILOT_ENABLE_PERSISTENT_SESSION_FILTER",
     ])?;
 
+    let part = args.get(3).map_or("", String::as_str);
     let mut message = Message::default();
     let mut add = |name: &str, config: Any| {
         message = std::mem::take(&mut message).field(HCM_HTTP_FILTERS, filter_of(name, &config));
     };
     // First of all, so that whatever rejects a request can tell who sent it.
-    if exchange {
+    if exchange && part != REST {
         let in_mesh_only =
             matches!(kind, Kind::Outbound | Kind::Gateway) && Headers::of(ctx, false)?.exchange_in_mesh_only;
         add(parts::METADATA_EXCHANGE, peer_metadata(kind, in_mesh_only, &additional_labels(ctx)?));
+    }
+    if part == FIRST {
+        let mut output = Output::empty();
+        output.item(Item::new("http-head", message));
+        return Ok(output);
     }
     if grpc_web {
         add("envoy.filters.http.grpc_web", pack(&http::grpc_web::v3::GrpcWeb::default()));

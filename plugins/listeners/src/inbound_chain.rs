@@ -253,7 +253,7 @@ pub fn http(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
         http3: false,
     };
     let mut output = Output::empty();
-    output.item(Item::new("http", manager.filter()));
+    output.item(Item::new("http", manager.filter(ctx)));
     Ok(output)
 }
 

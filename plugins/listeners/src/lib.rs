@@ -100,6 +100,7 @@ fn all(ctx: &Ctx<'_>) -> Result<Output, Failure> {
         output.include(parts::own("gateway", Patching::arg(patching.as_ref())));
         patching.and_then(|patching| patching.added()).into_iter().for_each(|added| output.include(added));
         output.include(originate);
+        output.include(added());
         return Ok(output);
     }
     if kind.is_some_and(|kind| kind != "sidecar") || ctx.mesh_config(&["proxy_listen_port"])?.proxy_listen_port <= 0 {
@@ -124,7 +125,13 @@ fn all(ctx: &Ctx<'_>) -> Result<Output, Failure> {
         patching.added().into_iter().for_each(|added| output.include(added));
     }
     output.include(originate);
+    output.include(added());
     Ok(output)
+}
+
+/// Listeners of plugins: last, so that of two on one address ours stays.
+fn added() -> CallRef {
+    CallRef::new("hooks", "new-listeners", [""; 0])
 }
 
 /// Calls for outbound listeners that no plan has. Names as arguments are for plugins that see the listener.

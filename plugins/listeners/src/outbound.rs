@@ -157,7 +157,7 @@ fn http_chain(ctx: &Ctx<'_>, part: &HttpPart, bind: &str, port: u32) -> Result<C
     };
     let filters = Message::default()
         .hole(CHAIN_FILTERS, parts::network_filter_hook("outbound", &part.service, port))
-        .field(CHAIN_FILTERS, manager.filter());
+        .field(CHAIN_FILTERS, manager.filter(ctx));
     Ok(Chain {
         alpn: if part.sniffs { node::plaintext_alpn(ctx)? } else { Vec::new() },
         transport: if part.sniffs { "raw_buffer" } else { "" },
@@ -260,7 +260,7 @@ pub fn http_proxy(ctx: &Ctx<'_>) -> Result<Output, Failure> {
     let chain = Chain {
         filters: Message::default()
             .hole(CHAIN_FILTERS, parts::network_filter_hook("outbound", "", port))
-            .field(CHAIN_FILTERS, manager.filter()),
+            .field(CHAIN_FILTERS, manager.filter(ctx)),
         ..Default::default()
     };
     let message = listener(&Common::of(ctx)?, &binds, port, true, vec![chain]);

@@ -47,8 +47,8 @@ pub fn stats(direction: &str) -> CallRef {
 }
 
 /// What plugins insert before the last HTTP filter.
-pub fn http_filter_hook(direction: &str, service: &str, port: u32) -> CallRef {
-    CallRef::new("hooks", "http-filters", [direction, service, &port.to_string()])
+pub fn http_filter_hook(slot: &str, direction: &str, service: &str, port: u32) -> CallRef {
+    CallRef::new("hooks", slot, [direction, service, &port.to_string()])
 }
 
 /// What plugins insert before the terminal network filter.

@@ -122,7 +122,7 @@ fn resolved_http(ctx: &Ctx<'_>) -> Result<Message, Failure> {
         ..Default::default()
     };
     Ok(Message::of(&head)
-        .field(CHAIN_FILTERS, manager.filter())
+        .field(CHAIN_FILTERS, manager.filter(ctx))
         .fields(&FilterChain { name: "virtualOutbound-catchall-tcp-http".into(), ..Default::default() }))
 }
 
