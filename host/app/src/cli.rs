@@ -46,6 +46,9 @@ pub enum Command {
         /// Runs the stages as native code, not as components.
         #[arg(long)]
         native: bool,
+        /// Folder of plugins (NAME.wasm).
+        #[arg(long, value_name = "DIR")]
+        plugins: Option<PathBuf>,
         /// With --all: only scenarios whose path contains this text.
         #[arg(long, default_value = "")]
         only: String,
@@ -74,6 +77,9 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
     },
+    /// For those who write plugins: new, build, test, run, diff, inspect, bench.
+    #[command(subcommand)]
+    Plugin(trysail::plugin::Command),
     /// Holds the signing key; started by discovery, which talks to it over standard input.
     #[command(hide = true)]
     Signer,

@@ -15,7 +15,7 @@ use cli::{Cli, Command, DiscoveryFlags, ExplainFlags, Format};
 use trysail::omission::PROTECTIVE;
 use trysail::pipeline::{self, Mode, Options};
 use trysail::source::Place;
-use trysail::{env, explain, logging, render, security, server, version};
+use trysail::{env, explain, logging, plugin, render, security, server, version};
 use trysail_ca::tls::ServingFiles;
 use trysail_facts::FactsSnapshot;
 use trysail_kube::Connection;
@@ -46,8 +46,9 @@ fn run(command: Command, unknown: &[String]) -> Result<ExitCode> {
     }
     match command {
         Command::Discovery(flags) => discovery(*flags, unknown)?,
-        Command::Render { folder, all, out, proxies, native, only, show_secrets, output } => {
-            let options = Options { mode: mode(native), hold_back: false, audit_share: 0.0, ..Options::default() };
+        Command::Render { folder, all, out, proxies, native, plugins, only, show_secrets, output } => {
+            let options =
+                Options { mode: mode(native), hold_back: false, audit_share: 0.0, plugins, ..Options::default() };
             match (folder, all) {
                 (Some(folder), None) => render_one(&options, &folder, proxies.as_deref(), &out, show_secrets, output)?,
                 (None, Some(root)) => render_all(&options, &root, &only, &out, show_secrets, output)?,
@@ -55,6 +56,9 @@ fn run(command: Command, unknown: &[String]) -> Result<ExitCode> {
             }
         }
         Command::Explain(flags) => on_a_big_stack(|| explain_command(&flags))?,
+        Command::Plugin(command) => {
+            return Ok(if on_a_big_stack(|| plugin::run(command))? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
         Command::Replay { file, native } => return on_a_big_stack(|| replay(&file, native)),
         Command::Signer => {
             trysail_ca::signer::run_child(&trysail::ca_secret::open).context("the control plane is gone")?
@@ -86,8 +90,8 @@ fn print(value: &serde_json::Value, format: Format) -> Result<()> {
 
 fn component(module: &Path, out: &Path) -> Result<()> {
     let bytes = std::fs::read(module).with_context(|| format!("cannot read {}", module.display()))?;
-    let encode = || wit_component::ComponentEncoder::default().validate(true).module(&bytes)?.encode();
-    let component = encode().with_context(|| format!("{} is no guest module made with the SDK", module.display()))?;
+    let component = plugin::encode(&bytes);
+    let component = component.with_context(|| format!("{} is no guest module made with the SDK", module.display()))?;
     // Whole or not at all: a server may be watching the folder.
     let fresh = out.with_extension("new");
     std::fs::write(&fresh, &component).with_context(|| format!("cannot write {}", fresh.display()))?;
@@ -309,8 +313,8 @@ fn render_one(
     show_secrets: bool,
     output: Option<Format>,
 ) -> Result<()> {
-    let stages = pipeline::stages(options)?;
-    let rendered = on_a_big_stack(|| render::scenario(options, &stages, folder, proxies, out, show_secrets))?;
+    let loaded = pipeline::load(options)?;
+    let rendered = on_a_big_stack(|| render::scenario(options, &loaded, folder, proxies, out, show_secrets))?;
     if let Some(format) = output {
         let render::Rendered { n_resources, refused, warnings } = rendered;
         let done = serde_json::json!({"out": out, "resources": n_resources, "refused": refused, "warnings": warnings});
@@ -334,14 +338,14 @@ fn render_all(
     show_secrets: bool,
     output: Option<Format>,
 ) -> Result<()> {
-    let stages = pipeline::stages(options)?;
+    let loaded = pipeline::load(options)?;
     let mut scenarios = render::scenarios(root)?;
     scenarios.retain(|folder| folder.display().to_string().contains(only));
     let (next, n_failed, n_resources) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
     let work = || {
         while let Some(folder) = scenarios.get(next.fetch_add(1, Ordering::Relaxed)) {
             let name = folder.strip_prefix(root).unwrap_or(folder);
-            match render::scenario(options, &stages, folder, None, &out.join(name), show_secrets) {
+            match render::scenario(options, &loaded, folder, None, &out.join(name), show_secrets) {
                 Ok(rendered) => {
                     n_resources.fetch_add(rendered.n_resources, Ordering::Relaxed);
                 }

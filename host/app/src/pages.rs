@@ -12,7 +12,7 @@ mod connections;
 mod debug;
 mod mesh;
 mod over_xds;
-mod own;
+pub(crate) mod own;
 pub(crate) mod page;
 
 use std::convert::Infallible;

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use trysail_codec::gate::{self, Target};
 use trysail_model::ids::type_urls;
 use trysail_model::{QueryDecl, Snapshot};
+use trysail_plugins::catalogue::{Catalogue, Sources};
 use trysail_stages::component::Runtime;
 #[cfg(feature = "components")]
 use trysail_stages::component::RuntimeConfig;
@@ -51,6 +52,8 @@ pub struct Options {
     pub gate: bool,
     /// Folder for compiled components.
     pub cache: Option<PathBuf>,
+    /// Folder of plugins, if any.
+    pub plugins: Option<PathBuf>,
     /// Called with each call that a guest ran.
     pub on_run: Option<Arc<OnRun>>,
     /// Called when a slow call came to its end.
@@ -66,6 +69,7 @@ impl Default for Options {
             hold_back: true,
             gate: true,
             cache: cache_folder(),
+            plugins: None,
             on_run: None,
             on_settled: None,
         }
@@ -153,7 +157,7 @@ pub fn queries() -> &'static [QueryDecl] {
 }
 
 /// Kinds that some stage reads; others are named at load.
-pub const READ_KINDS: [&str; 17] = [
+pub const READ_KINDS: [&str; 18] = [
     "ConfigMap",
     "DestinationRule",
     "EndpointSlice",
@@ -165,6 +169,7 @@ pub const READ_KINDS: [&str; 17] = [
     "Namespace",
     "Node",
     "PeerAuthentication",
+    "Plugin",
     "Pod",
     "Service",
     "ServiceEntry",
@@ -203,6 +208,22 @@ pub fn load(options: &Options) -> Result<Loaded> {
     }
 }
 
+/// The plugins over a sandbox, as documents and the folder say; none where stages run as native code.
+pub fn catalogue(loaded: &Loaded, options: &Options, root_namespace: &str) -> Option<Catalogue> {
+    #[cfg(feature = "components")]
+    let builtins = trysail_bundle::PLUGINS;
+    #[cfg(not(feature = "components"))]
+    let builtins = &[];
+    Some(Catalogue::new(Sources {
+        runtime: loaded.runtime.clone()?,
+        folder: options.plugins.clone(),
+        builtins,
+        images: None,
+        documents: trysail_facts::documents::message_of,
+        root_namespace: root_namespace.to_owned(),
+    }))
+}
+
 /// The built-in stages alone.
 ///
 /// # Errors
@@ -237,6 +258,7 @@ pub fn engine(options: &Options, stages: Vec<Arc<dyn Guest>>, snapshot: Arc<dyn 
         queries: queries(),
         roots: roots(),
         outputs: outputs(),
+        inserted: trysail_plugins::hooks::inserted().collect(),
         reports: vec![("envoyfilter", "report")],
         gate: options.gate.then(|| Arc::new(judge) as Arc<_>),
         hold_back: options.hold_back,

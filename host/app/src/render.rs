@@ -14,11 +14,10 @@ use trysail_facts::inputs::{Inputs, Settings};
 use trysail_model::ids::type_urls;
 use trysail_model::{Identity, Proxy, ResourceName, Secrets as _, TypeUrl, View, Watched};
 use trysail_sdk::Diagnostic;
-use trysail_stages::guest::Guest;
 use trysail_stages::{Engine, gate};
 
 use crate::nowhere;
-use crate::pipeline::{self, Options};
+use crate::pipeline::{self, Loaded, Options};
 
 /// A proxy of a scenario.
 pub struct Scripted {
@@ -185,7 +184,7 @@ pub fn line(diagnostic: &Diagnostic) -> String {
 /// When the folder cannot be read or the output not be written. Refused documents are no error.
 pub fn scenario(
     options: &Options,
-    stages: &[Arc<dyn Guest>],
+    pipeline: &Loaded,
     folder: &Path,
     proxies_file: Option<&Path>,
     out: &Path,
@@ -215,7 +214,14 @@ pub fn scenario(
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     let unused: String = snapshot.unused().iter().map(|unused| format!("{unused}\n")).collect();
     write_lines(&out.join("unused.txt"), &unused)?;
-    let engine = pipeline::engine(options, stages.to_vec(), snapshot);
+    let engine = pipeline::engine(options, pipeline.stages.clone(), snapshot);
+    let root_namespace = Settings::default().system_namespace;
+    if let Some(mut plugins) = pipeline::catalogue(pipeline, options, &root_namespace) {
+        plugins.apply(loaded.objects.iter().map(|object| (&object.reference, Some(object))));
+        plugins.refresh(&engine);
+        let errors = plugins.status().into_iter().filter_map(|plugin| Some((plugin.name, plugin.error?)));
+        rendered.warnings.extend(errors.map(|(name, error)| format!("plugin {name}: {error}")));
+    }
     for scripted in &scripted {
         let folder = out.join(&scripted.name);
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;

@@ -23,8 +23,8 @@ use trysail_facts::{FactsSnapshot, Inputs, Settings};
 use trysail_kube::{NodePods, Reviews, Signing};
 use trysail_model::ids::type_urls;
 use trysail_model::{ObjectRef, Proxy, Translator as _, TrustBundle, TypeUrl, Watched};
+use trysail_plugins::catalogue::{self, PluginStatus};
 use trysail_stages::metrics::EngineCollector;
-use trysail_stages::plugins::{PluginFolder, PluginStatus};
 use trysail_stages::{Engine, EngineTranslator};
 use trysail_xds::{PushInfo, Server, debounce};
 
@@ -206,6 +206,7 @@ pub async fn run(
     }
     terminal.loaded(&config.place, &status);
 
+    let of_plugins: Vec<_> = added.iter().filter(|object| catalogue::concerns(object)).cloned().collect();
     let files = Files::read(&config);
     let mesh = files.mesh(&settings);
     let access = client.clone().map(|client| {
@@ -239,6 +240,7 @@ pub async fn run(
     let settled = events_tx.clone();
     let options = Options {
         mode: config.mode,
+        plugins: config.plugins.clone(),
         on_run: Some({
             let terminal = terminal.clone();
             Arc::new(move |call| terminal.ran(call))
@@ -247,16 +249,18 @@ pub async fn run(
         ..Options::default()
     };
     let (engine, snapshot, plugins) = {
-        let plugins = config.plugins.clone();
+        let root_namespace = config.settings.system_namespace.clone();
         tokio::task::spawn_blocking(move || -> Result<_> {
             let snapshot = FactsSnapshot::new(inputs);
             let loaded = pipeline::load(&options)?;
-            let engine = pipeline::engine(&options, loaded.stages, Arc::new(snapshot.clone()));
-            let plugins = match (plugins, loaded.runtime) {
-                (Some(folder), Some(runtime)) => Some(PluginFolder::new(folder, runtime)),
-                (Some(_), None) => bail!("plugins need the sandbox: leave out --native"),
-                (None, _) => None,
-            };
+            let engine = pipeline::engine(&options, loaded.stages.clone(), Arc::new(snapshot.clone()));
+            if options.plugins.is_some() && loaded.runtime.is_none() {
+                bail!("plugins need the sandbox: leave out --native");
+            }
+            let mut plugins = pipeline::catalogue(&loaded, &options, &root_namespace);
+            if let Some(plugins) = &mut plugins {
+                plugins.apply(of_plugins.iter().map(|object| (&object.reference, Some(object))));
+            }
             Ok((engine, snapshot, plugins))
         })
         .await
@@ -369,7 +373,7 @@ pub async fn run(
         files: Mutex::new(files),
         config: config.clone(),
         plugins: plugins.clone(),
-        report,
+        report: report.clone(),
         metrics: commits,
         terminal: terminal.clone(),
         settings: Mutex::new(settings.clone()),
@@ -394,6 +398,11 @@ pub async fn run(
         Some((socket, secure)) => Some((socket.listen(BACKLOG).context(LISTEN)?, secure)),
         None => None,
     };
+    let (statuses_tx, statuses_rx) = tokio::sync::watch::channel(Arc::default());
+    let _telling = Aborted(match &client {
+        Some(_) => vec![tokio::spawn(crate::statuses::watch(report, engine.clone(), statuses_tx))],
+        None => Vec::new(),
+    });
     let duties = match (client.clone(), &secure) {
         (Some(client), Some((_, secure))) => {
             let subject = Subject {
@@ -402,6 +411,7 @@ pub async fn run(
                 settings: &config.settings,
                 bundle_rx: secure.bundle_rx.clone(),
                 facts: facts.clone(),
+                statuses_rx,
             };
             Some(
                 Duties::start(subject)

@@ -123,6 +123,7 @@ fn patched(case: &Value, folder: &Path) -> Vec<Value> {
         queries: pipeline::queries(),
         roots: vec![root],
         outputs: Vec::new(),
+        inserted: Vec::new(),
         reports: Vec::new(),
         gate: None,
         hold_back: false,

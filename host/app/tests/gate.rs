@@ -79,7 +79,8 @@ fn rendered(stages: &[Arc<dyn Guest>], short: &str) -> (String, String, String) 
                 {NAMESPACE: default, CLUSTER_ID: Kubernetes, LABELS: {app: frontend, version: v1}}\n";
     let proxies = out.path().join("proxies.yaml");
     fs::write(&proxies, node).unwrap();
-    render::scenario(&options(false), stages, &example(), Some(&proxies), out.path(), false).unwrap();
+    let loaded = pipeline::Loaded { stages: stages.to_vec(), runtime: None };
+    render::scenario(&options(false), &loaded, &example(), Some(&proxies), out.path(), false).unwrap();
     let read = |file: &str| fs::read_to_string(out.path().join("p").join(file)).unwrap_or_default();
     (read("gate.txt"), read("diagnostics.txt"), read(&format!("{short}.json")))
 }

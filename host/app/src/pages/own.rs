@@ -2,8 +2,9 @@
 
 use hyper::StatusCode;
 use serde_json::{Value, json};
+use trysail_plugins::catalogue::PluginStatus;
+use trysail_stages::effects::PluginEffects;
 use trysail_stages::metrics::GuestReading;
-use trysail_stages::plugins::PluginStatus;
 
 use super::debug::Asked;
 use super::page::Page;
@@ -27,21 +28,43 @@ pub fn unused(asked: &Asked<'_>) -> Result<Page, Page> {
     Ok(Page::text(StatusCode::OK, lines))
 }
 
-/// A plugin: its code, and what it did since the start.
-fn of_plugin(plugin: &PluginStatus, did: &GuestReading) -> Value {
-    let state = match did {
+/// What a plugin comes to, in a word. "Had no effect" is a state of its own: nothing is as silent as a patch that matches nothing.
+pub(crate) fn state(plugin: &PluginStatus, did: &GuestReading, now: &PluginEffects) -> &'static str {
+    match did {
+        _ if plugin.digest.is_none() && plugin.is_pending => "on its way",
         _ if plugin.digest.is_none() => "not loaded",
         GuestReading { runs: 0, .. } => "not called",
         GuestReading { effective: 0, ineffective: 0, .. } => "faulty",
+        _ if now.changed < plugin.post_conditions.changes_at_least => "post-condition failed",
+        _ if plugin.is_shadow => "shadow",
         GuestReading { effective: 0, .. } => "no effect",
+        _ if now.changed == 0 => "no effect at present",
         _ => "effective",
-    };
+    }
+}
+
+/// Some of what a plugin changes, or would change.
+fn examples(now: &PluginEffects) -> Vec<Value> {
+    let field = |effect: &trysail_stages::Effect| json!({"item": effect.item, "path": effect.path, "before": effect.before, "after": effect.after});
+    let example = |(call, effects): &(String, Vec<trysail_stages::Effect>)| json!({"call": call, "changes": effects.iter().map(field).collect::<Vec<_>>()});
+    now.examples.iter().map(example).collect()
+}
+
+/// A plugin: its code, what it did since the start, and what it does at present.
+fn of_plugin(plugin: &PluginStatus, did: &GuestReading, now: &PluginEffects) -> Value {
     json!({
         "name": plugin.name,
+        "document": plugin.object.as_ref().map(ToString::to_string),
         "digest": plugin.digest,
         "points": plugin.points,
+        "mode": if plugin.is_shadow { "shadow" } else { "enforce" },
+        "lastResort": plugin.is_last_resort,
         "error": plugin.error,
-        "state": state,
+        "state": state(plugin, did, now),
+        "fragments": now.fragments,
+        "changed": now.changed,
+        "changesAtLeast": plugin.post_conditions.changes_at_least,
+        "examples": examples(now),
         "runs": did.runs,
         "seconds": did.seconds,
         "outputBytes": did.output_bytes,
@@ -73,11 +96,13 @@ pub fn status(asked: &Asked<'_>) -> Result<Page, Page> {
         })
         .collect();
     let counters = asked.pages.engine.counters();
+    let effects = asked.pages.engine.plugin_effects();
     let plugins: Vec<Value> = report
         .plugins
         .iter()
         .map(|plugin| {
-            let mut shown = of_plugin(plugin, &counters.of_guest(&plugin.name));
+            let now = effects.get(&plugin.name).cloned().unwrap_or_default();
+            let mut shown = of_plugin(plugin, &counters.of_guest(&plugin.name), &now);
             shown["rejections"] = asked.xds.metrics().plugin_rejects(&plugin.name).into();
             shown
         })
@@ -103,6 +128,7 @@ pub fn status(asked: &Asked<'_>) -> Result<Page, Page> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use trysail_plugins::document::PostConditions;
 
     #[test]
     fn a_plugin_without_effect_is_a_state_of_its_own() {
@@ -110,15 +136,23 @@ mod tests {
             name: "limits".into(),
             digest: Some("abc".into()),
             points: vec!["routes".into()],
-            error: None,
+            ..PluginStatus::default()
         };
-        let state = |did: GuestReading| of_plugin(&plugin, &did)["state"].clone();
+        let now = |changed| PluginEffects { fragments: 3, changed, examples: Vec::new() };
+        let said = |plugin: &PluginStatus, did, changed| state(plugin, &did, &now(changed));
         let runs = GuestReading { runs: 3, ..GuestReading::default() };
-        assert_eq!(state(GuestReading::default()), "not called");
-        assert_eq!(state(GuestReading { faults: 3, ..runs }), "faulty");
-        assert_eq!(state(GuestReading { ineffective: 3, ..runs }), "no effect");
-        assert_eq!(state(GuestReading { effective: 1, ineffective: 2, ..runs }), "effective");
+        let worked = GuestReading { effective: 1, ineffective: 2, ..runs };
+        assert_eq!(said(&plugin, GuestReading::default(), 0), "not called");
+        assert_eq!(said(&plugin, GuestReading { faults: 3, ..runs }, 0), "faulty");
+        assert_eq!(said(&plugin, GuestReading { ineffective: 3, ..runs }, 0), "no effect");
+        assert_eq!(said(&plugin, worked, 1), "effective");
+        assert_eq!(said(&plugin, worked, 0), "no effect at present");
         let unloaded = PluginStatus { digest: None, error: Some("no component".into()), ..plugin.clone() };
-        assert_eq!(of_plugin(&unloaded, &GuestReading::default())["state"], "not loaded");
+        assert_eq!(said(&unloaded, GuestReading::default(), 0), "not loaded");
+        let pending = PluginStatus { digest: None, is_pending: true, ..plugin.clone() };
+        assert_eq!(said(&pending, GuestReading::default(), 0), "on its way");
+        assert_eq!(said(&PluginStatus { is_shadow: true, ..plugin.clone() }, worked, 1), "shadow");
+        let strict = PluginStatus { post_conditions: PostConditions { changes_at_least: 2 }, ..plugin };
+        assert_eq!(said(&strict, worked, 1), "post-condition failed");
     }
 }

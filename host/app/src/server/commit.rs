@@ -13,7 +13,7 @@ use trysail_ca::sds::{SecretStore, is_secret};
 use trysail_discovery::Update;
 use trysail_facts::FactsSnapshot;
 use trysail_model::ObjectRef;
-use trysail_stages::plugins::PluginFolder;
+use trysail_plugins::catalogue::Catalogue;
 use trysail_stages::{Engine, EngineTranslator};
 
 use super::files::Files;
@@ -51,7 +51,7 @@ pub(super) struct Committer {
     pub(super) files: Mutex<Files>,
     pub(super) settings: Mutex<trysail_discovery::Settings>,
     pub(super) config: Config,
-    pub(super) plugins: Option<Arc<Mutex<PluginFolder>>>,
+    pub(super) plugins: Option<Arc<Mutex<Catalogue>>>,
     pub(super) report: Arc<Mutex<Report>>,
     pub(super) metrics: metrics::Commits,
     pub(super) terminal: Arc<Terminal>,
@@ -118,6 +118,9 @@ impl Committer {
         }
         let mut omissions = self.omissions.lock();
         let mut omitted = omissions.apply(objects.iter().map(|(reference, object)| (reference, object.as_ref())));
+        if let Some(plugins) = &self.plugins {
+            plugins.lock().apply(objects.iter().map(|(reference, object)| (reference, object.as_ref())));
+        }
         let mut secrets =
             access_moved | self.secrets.apply(objects.iter().map(|(reference, object)| (reference, object.as_ref())));
         for (reference, object) in objects {
@@ -199,16 +202,24 @@ impl Committer {
         }
     }
 
-    /// Looks into the plugins' folder. True when something changed.
+    /// Brings the plugins up to date with their documents and folder. True when something changed.
     pub(super) fn scan_plugins(&self) -> bool {
         let Some(plugins) = &self.plugins else { return false };
         let mut plugins = plugins.lock();
         let Some(advance) = plugins.refresh(&self.engine) else { return false };
         let status = plugins.status();
         for plugin in &status {
+            let (name, points) = (&plugin.name, plugin.points.join(", "));
             match &plugin.error {
-                Some(error) => self.terminal.problem(&format!("plugin {}: {error}", plugin.name)),
-                None => self.terminal.say(&format!("plugin {} in force at {}", plugin.name, plugin.points.join(", "))),
+                Some(error) => self.terminal.problem(&format!("plugin {name}: {error}")),
+                None if plugin.is_pending => self.terminal.say(&format!("plugin {name}: its component is on its way")),
+                None if plugin.is_shadow => {
+                    self.terminal.say(&format!("plugin {name} watched at {points}; nothing of it is sent"))
+                }
+                None => self.terminal.say(&format!("plugin {name} in force at {points}")),
+            }
+            if plugin.is_last_resort {
+                self.terminal.problem(&format!("plugin {name} uses the hook patch: it depends on what is generated, and may break when that changes"));
             }
         }
         self.terminal.advanced(&advance);

@@ -1,0 +1,174 @@
+//! `trysail plugin`: for those who write plugins.
+//!
+//! ```text
+//! new ──▶ a crate ──build──▶ NAME.wasm ──▶ test: its cases          (folder of YAML in, expected changes out)
+//!                                          run, diff: a folder      (what would change for which proxy)
+//!                                          inspect                  (line, hooks, questions, limits, size)
+//!                                          bench                    (cost of a fragment, and of a mesh)
+//! ```
+//!
+//! All of them run the plugin as the control plane does, over the same stages, sandbox, terms and gate.
+
+mod bench;
+mod build;
+mod cases;
+mod inspect;
+mod rehearsal;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+pub use build::component as encode;
+pub use rehearsal::{Change, Rehearsal, Rehearsed};
+
+/// The commands.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Writes a crate for a new plugin, with a first case to test it by.
+    New {
+        /// Its name: lower-case letters, digits, dashes.
+        name: String,
+        /// The hook point that it begins with.
+        #[arg(long, default_value = "clusters")]
+        hook: String,
+        /// Folder for it; NAME when left out.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// The SDK's folder, to be used in place of the published crate.
+        #[arg(long, value_name = "DIR")]
+        sdk: Option<PathBuf>,
+    },
+    /// Compiles a plugin's crate to NAME.wasm.
+    Build {
+        /// The crate.
+        #[arg(default_value = ".")]
+        folder: PathBuf,
+        /// The component's file; target/NAME.wasm in the crate when left out.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Runs a plugin's cases: exit code 0 when all are as expected, 1 when not.
+    Test {
+        /// The crate, or a folder with a component and `cases`.
+        #[arg(default_value = ".")]
+        folder: PathBuf,
+        /// The component, when it is not to be built.
+        #[arg(long, value_name = "FILE")]
+        component: Option<PathBuf>,
+        /// Writes what is found as what is expected; look at it before you keep it.
+        #[arg(long)]
+        bless: bool,
+        /// An Envoy to validate every result with (`envoy --mode validate`).
+        #[arg(long, value_name = "FILE")]
+        envoy: Option<PathBuf>,
+    },
+    /// Says what a component would change in a folder of YAML.
+    Run {
+        /// The component.
+        component: PathBuf,
+        /// The folder.
+        folder: PathBuf,
+        /// What else applies.
+        #[command(flatten)]
+        on: On,
+    },
+    /// Says what the plugins of a folder change, per proxy: its Plugin documents, and those of --plugins.
+    Diff {
+        /// The folder.
+        folder: PathBuf,
+        /// Folder of components.
+        #[arg(long, value_name = "DIR")]
+        plugins: Option<PathBuf>,
+        /// What else applies.
+        #[command(flatten)]
+        on: On,
+    },
+    /// Shows a component: line of interfaces, hooks, what it can ask, schema of its configuration, size, digest.
+    Inspect {
+        /// The component.
+        component: PathBuf,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Measures what a component costs: each hook's fragments, and a mesh of services.
+    Bench {
+        /// The component.
+        component: PathBuf,
+        /// Services of the mesh.
+        #[arg(long, default_value_t = 1000)]
+        services: usize,
+        /// What it is told, JSON or YAML.
+        #[arg(long, value_name = "FILE")]
+        configuration: Option<PathBuf>,
+    },
+}
+
+/// For whom, and how a rehearsal shows.
+#[derive(Args, Clone, Default)]
+pub struct On {
+    /// Only for this pod's proxy, NAMESPACE/NAME.
+    #[arg(long, value_name = "POD")]
+    pub pod: Option<String>,
+    /// What the plugin is told, JSON or YAML.
+    #[arg(long, value_name = "FILE")]
+    pub configuration: Option<PathBuf>,
+    /// An Envoy to validate what comes of it with.
+    #[arg(long, value_name = "FILE")]
+    pub envoy: Option<PathBuf>,
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs a command; false when what was asked is not so.
+///
+/// # Errors
+/// When it cannot be done.
+pub fn run(command: Command) -> Result<bool> {
+    match command {
+        Command::New { name, hook, out, sdk } => {
+            build::new(&name, &hook, out.as_deref(), sdk.as_deref()).map(|()| true)
+        }
+        Command::Build { folder, out } => {
+            let made = build::build(&folder, out.as_deref())?;
+            println!("{}", made.display());
+            Ok(true)
+        }
+        Command::Test { folder, component, bless, envoy } => {
+            cases::test(&folder, component.as_deref(), bless, envoy.as_deref())
+        }
+        Command::Run { component, folder, on } => show(&Rehearsal::of_component(&component, &folder, &on)?, &on),
+        Command::Diff { folder, plugins, on } => show(&Rehearsal::of_folder(&folder, plugins.as_deref(), &on)?, &on),
+        Command::Inspect { component, json } => inspect::inspect(&component, json).map(|()| true),
+        Command::Bench { component, services, configuration } => {
+            bench::bench(&component, services, configuration.as_deref()).map(|()| true)
+        }
+    }
+}
+
+fn show(rehearsal: &Rehearsal, on: &On) -> Result<bool> {
+    let found = rehearsal.run()?;
+    if on.json {
+        println!("{:#}", found.json());
+    } else {
+        print!("{}", found.text());
+    }
+    let mut fits = found.errors.is_empty();
+    if let Some(envoy) = &on.envoy {
+        for (proxy, words) in rehearsal.validate(envoy)? {
+            eprintln!("{proxy}: Envoy refuses it: {words}");
+            fits = false;
+        }
+    }
+    Ok(fits)
+}
+
+/// A document of JSON or YAML.
+pub(crate) fn document(file: &Path) -> Result<serde_json::Value> {
+    use anyhow::Context as _;
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    serde_yaml_ng::from_str(&text).with_context(|| format!("{} is neither JSON nor YAML", file.display()))
+}

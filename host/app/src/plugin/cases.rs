@@ -1,0 +1,135 @@
+//! A plugin's cases: a folder each, with a mesh in YAML, the plugin's spec, and what must change.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Value, json};
+
+use super::rehearsal::{Rehearsal, Rehearsed};
+use super::{On, build, document};
+
+/// The file with the plugin's spec.
+const SPEC: &str = "plugin.yaml";
+/// The file with what must change.
+const EXPECTED: &str = "expected.yaml";
+
+/// Runs the cases of a crate; true when all are as expected.
+pub(super) fn test(folder: &Path, component: Option<&Path>, bless: bool, envoy: Option<&Path>) -> Result<bool> {
+    let component = match component {
+        Some(file) => file.to_owned(),
+        None => build::build(folder, None)?,
+    };
+    let cases = cases(&folder.join("cases"))?;
+    let mut n_failed = 0;
+    for case in &cases {
+        let name = case.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let outcome = one(case, &component, bless, envoy).with_context(|| format!("case {name}"))?;
+        match outcome {
+            Outcome::AsExpected => println!("{name}: ok"),
+            Outcome::Written => println!("{name}: written to {}", case.join(EXPECTED).display()),
+            Outcome::Otherwise(why) => {
+                n_failed += 1;
+                println!("{name}: FAILED\n{why}");
+            }
+        }
+    }
+    println!("{} cases, {n_failed} failed", cases.len());
+    Ok(n_failed == 0)
+}
+
+fn cases(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries =
+        std::fs::read_dir(folder).with_context(|| format!("there are no cases: cannot read {}", folder.display()))?;
+    let mut found: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+    found.sort();
+    if found.is_empty() {
+        bail!("there are no cases in {}", folder.display());
+    }
+    Ok(found)
+}
+
+enum Outcome {
+    AsExpected,
+    Written,
+    Otherwise(String),
+}
+
+fn one(case: &Path, component: &Path, bless: bool, envoy: Option<&Path>) -> Result<Outcome> {
+    let file = case.join(SPEC);
+    let spec = if file.is_file() { document(&file)? } else { json!({}) };
+    // The spec and what is expected are no objects of the mesh.
+    let mesh = Mesh::of(case)?;
+    let rehearsal = Rehearsal::with_spec(component, &mesh.0, &On::default(), spec)?;
+    let found = rehearsal.run()?;
+    let now = changes(&found);
+    if let Some(error) = found.errors.first() {
+        let expects_it = std::fs::read_to_string(case.join(EXPECTED)).is_ok_and(|text| text.contains("errors:"));
+        if !bless && !expects_it {
+            return Ok(Outcome::Otherwise(format!("  {error}")));
+        }
+    }
+    if let Some(envoy) = envoy
+        && let Some((proxy, words)) = rehearsal.validate(envoy)?.into_iter().next()
+    {
+        return Ok(Outcome::Otherwise(format!("  {proxy}: Envoy refuses it: {words}")));
+    }
+    let file = case.join(EXPECTED);
+    if bless {
+        let text = format!(
+            "# What the plugin changes here. Written by `trysail plugin test --bless`; look at it before you keep it.\n{}",
+            serde_yaml_ng::to_string(&now)?
+        );
+        std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+        return Ok(Outcome::Written);
+    }
+    if !file.is_file() {
+        bail!("it has no {EXPECTED}; --bless writes one");
+    }
+    let expected = document(&file)?;
+    if expected == now {
+        return Ok(Outcome::AsExpected);
+    }
+    let lines =
+        |value: &Value| serde_yaml_ng::to_string(value).map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>());
+    let (wanted, got) = (lines(&expected)?, lines(&now)?);
+    let missing = wanted.iter().filter(|line| !got.contains(line)).map(|line| format!("  - {line}\n"));
+    let extra = got.iter().filter(|line| !wanted.contains(line)).map(|line| format!("  + {line}\n"));
+    Ok(Outcome::Otherwise(missing.chain(extra).collect()))
+}
+
+/// The YAML of a case without what is about the test.
+struct Mesh(PathBuf);
+
+impl Mesh {
+    fn of(case: &Path) -> Result<Mesh> {
+        let name = case.file_name().and_then(|name| name.to_str()).unwrap_or("case");
+        let folder = std::env::temp_dir().join(format!("trysail-case-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let mesh = Mesh(folder);
+        for entry in std::fs::read_dir(case).with_context(|| format!("cannot read {}", case.display()))?.flatten() {
+            let file = entry.path();
+            if file.is_file() && !file.ends_with(SPEC) && !file.ends_with(EXPECTED) {
+                let copy = mesh.0.join(entry.file_name());
+                std::fs::copy(&file, &copy).with_context(|| format!("cannot copy {}", file.display()))?;
+            }
+        }
+        Ok(mesh)
+    }
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What changes, in the form of the file: values as JSON, by proxy, type, resource and path.
+fn changes(found: &Rehearsed) -> Value {
+    let mut document = found.json();
+    if found.errors.is_empty()
+        && let Some(fields) = document.as_object_mut()
+    {
+        fields.shift_remove("errors");
+    }
+    document
+}
