@@ -414,7 +414,8 @@ async fn watches_without_the_right_to_watch_are_said_and_never_half_a_mesh() {
                     "apiextensions.k8s.io",
                     "admissionregistration.k8s.io",
                     "discovery.k8s.io",
-                    "gateway.networking.k8s.io"
+                    "gateway.networking.k8s.io",
+                    "trysail.io"
                 ],
                 &["*"]
             ),

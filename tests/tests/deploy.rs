@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use trysail::duties::{LOCKS, PUBLISHED, STATUS_WRITTEN};
+use trysail::duties::{CONDITIONS_WRITTEN, LOCKS, PUBLISHED, STATUS_WRITTEN};
 use trysail::source::cluster_kinds;
 use trysail_ca::roots::{PLUGGED_NAME, SECRET_NAME};
 use trysail_discovery::kinds;
@@ -297,6 +297,9 @@ fn rights_are_those_that_the_code_needs() {
     everywhere.extend(PUBLISHED.map(|name| format!("/configmaps/{name} patch")));
     // Whose status is written (addresses.rs).
     everywhere.extend(STATUS_WRITTEN.map(|(group, plural)| format!("{group}/{plural}/status patch")));
+    for (group, plural) in CONDITIONS_WRITTEN {
+        everywhere.extend(["get", "patch"].map(|verb| format!("{group}/{plural}/status {verb}")));
+    }
     // Locks (election.rs) and the key (kept.rs).
     let mut here: BTreeSet<String> = BTreeSet::from(["/secrets create".into()]);
     here.extend(["get", "update"].map(|verb| format!("/secrets/{SECRET_NAME} {verb}")));

@@ -17,12 +17,12 @@ pub fn as_istiod() -> Options {
 
 /// Renders each scenario below `root` into the same path below `out`, with what was refused in `refused.txt`. Answers what failed, by scenario.
 pub fn render_all(options: &Options, root: &Path, scenarios: &[PathBuf], out: &Path) -> Vec<String> {
-    let stages = pipeline::stages(options).expect("the built-in stages load");
+    let loaded = pipeline::load(options).expect("the built-in stages load");
     let next = AtomicUsize::new(0);
     let failed = Mutex::new(Vec::new());
     let work = || {
         while let Some(scenario) = scenarios.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let rendered = render::scenario(options, &stages, &root.join(scenario), None, &out.join(scenario), true);
+            let rendered = render::scenario(options, &loaded, &root.join(scenario), None, &out.join(scenario), true);
             match rendered {
                 Ok(rendered) if rendered.refused.is_empty() => {}
                 Ok(rendered) => {
