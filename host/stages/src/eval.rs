@@ -9,7 +9,7 @@ use trysail_model::{Answer, Fingerprint, Query, Resource};
 use trysail_sdk::{CallRef, Diagnostic, Entry, Output, Severity};
 
 use crate::calls::Call;
-use crate::engine::{Engine, Epoch, Hooked};
+use crate::engine::{Engine, Epoch};
 use crate::fault::{FailurePolicy, Fault, FaultKind};
 use crate::gate::{Need, Verdict};
 use crate::memo::{CallMemo, Faulted};
@@ -18,7 +18,7 @@ use crate::node::{Judging, Leaf, Node};
 use crate::proxies::ProxyState;
 use crate::queries::{Cell, QueryId, Question};
 use crate::run::{self, Runner};
-use crate::terms::{Effects, Place};
+use crate::terms::Effects;
 use crate::trace::{Read, TraceTree};
 
 /// Fingerprints of other calls' outputs, as met during one look-up.
@@ -139,86 +139,6 @@ impl Engine {
                 self.after_fault(cx, memo, fault, reads, false)
             }
         }
-    }
-
-    /// The output of a hook point: the last plugin's, each of which works on what the one before made. With it what decides
-    /// which plugins these are.
-    fn chain(
-        self: &Arc<Self>,
-        cx: &Cx,
-        point: &Arc<str>,
-        args: &Arc<[String]>,
-        inner: Option<u32>,
-    ) -> (Output, Vec<Read>) {
-        let mut reads = vec![(self.queries.intern(&Question::Plugins(point.clone())), self.hooks_fingerprint(point))];
-        let table = self.hooks.load();
-        let plugins = table.get(point).map(Vec::as_slice).unwrap_or_default();
-        let plugins: Vec<&Hooked> = plugins
-            .iter()
-            .filter(|hooked| {
-                let Some(terms) = &hooked.terms else { return true };
-                let place = self.place(hooked, point, args, inner);
-                terms.admits(&place, &mut |kind, args| self.own_question(cx, kind, args, &mut reads))
-            })
-            .collect();
-        let mut output = Output::empty();
-        if inner.is_some() {
-            let mut last = inner;
-            for hooked in plugins {
-                let call =
-                    Call::Plugin { plugin: hooked.id.clone(), point: point.clone(), args: args.clone(), inner: last };
-                last = Some(self.memos.of(call).id);
-            }
-            output.entries.extend(last.map(|id| Entry::Include(by_number(id))));
-        } else {
-            for hooked in plugins {
-                let call =
-                    Call::Plugin { plugin: hooked.id.clone(), point: point.clone(), args: args.clone(), inner: None };
-                output.entries.push(Entry::Include(by_number(self.memos.of(call).id)));
-            }
-        }
-        (output, reads)
-    }
-
-    /// Where a plugin stands.
-    pub(crate) fn place(&self, hooked: &Hooked, point: &Arc<str>, args: &[String], inner: Option<u32>) -> Place {
-        let mut function = None;
-        let mut call = inner.map(|id| self.memos.get(id));
-        while let Some(memo) = call {
-            call = match &memo.call {
-                Call::Stage { function: of, .. } => {
-                    function = Some(of.clone());
-                    None
-                }
-                Call::Hook { inner, .. } | Call::Plugin { inner, .. } => inner.map(|id| self.memos.get(id)),
-                Call::Names { .. } => None,
-            };
-        }
-        let target = crate::terms::target(point, function.as_deref(), args);
-        Place { hook: hooked.hook.clone(), point: point.clone(), target }
-    }
-
-    /// Asks a question of the host's own, about the mesh or the proxy.
-    fn own_question(
-        &self,
-        cx: &Cx,
-        kind: &'static str,
-        args: Vec<String>,
-        reads: &mut Vec<Read>,
-    ) -> Option<bytes::Bytes> {
-        let query = Query { kind, args };
-        let about_proxy = self.decl(kind).is_some_and(|decl| decl.about_proxy);
-        let question = if about_proxy { Question::Proxy(query.clone()) } else { Question::Mesh(query.clone()) };
-        let id = self.queries.intern(&question);
-        let (fingerprint, value) = if about_proxy {
-            let answer = cx.proxy.answer(&*cx.epoch.snapshot, id, &query);
-            (answer.fingerprint, answer.value.clone())
-        } else {
-            let answer = self.mesh_answer(&cx.epoch, &self.queries.cell(id), &query);
-            (answer.fingerprint, answer.value.clone())
-        };
-        reads.push((id, fingerprint));
-        value
     }
 
     /// Takes an output in as a leaf.

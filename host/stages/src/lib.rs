@@ -13,6 +13,7 @@
 //! purity audit checks it.
 
 pub mod calls;
+mod chain;
 pub mod collect;
 pub mod component;
 pub mod effects;
