@@ -283,6 +283,71 @@ async fn certificates_as_recorded() {
     assert!(n_compared >= 50, "{n_compared} compared");
 }
 
+/// A key and certificate of an authority, in the layout of `cacerts`.
+fn plug(folder: &std::path::Path) {
+    let params = |name: &str, pathlen| {
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::OrganizationName, "Lab");
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.is_ca = rcgen::IsCa::Ca(pathlen);
+        params
+    };
+    let key = || rcgen::KeyPair::generate().unwrap();
+    let root = params("Root CA", rcgen::BasicConstraints::Unconstrained);
+    let (root_key, own_key) = (key(), key());
+    let root_pem = root.self_signed(&root_key).unwrap().pem();
+    let issuer = rcgen::Issuer::new(root, root_key);
+    let own =
+        params("Intermediate CA 1", rcgen::BasicConstraints::Constrained(0)).signed_by(&own_key, &issuer).unwrap();
+    let own_pem = own.pem();
+    for (file, text) in [
+        ("root-cert.pem", root_pem.clone()),
+        ("ca-cert.pem", own_pem.clone()),
+        ("ca-key.pem", own_key.serialize_pem()),
+        ("cert-chain.pem", format!("{own_pem}{root_pem}")),
+    ] {
+        fs::write(folder.join(file), text).unwrap();
+    }
+}
+
+/// `ca/plugin-ca.json`: certificates of an authority that is plugged in, and the longest lifetime.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugged_in_authority_as_recorded() {
+    let Some(cases) = recorded("a_plugged_in_authority_as_recorded", "ca/plugin-ca.json") else { return };
+    let home = tempfile::tempdir().unwrap();
+    plug(home.path());
+    let issuer = Issuer::new().unwrap();
+    let server = support::start(&issuer, &[("ROOT_CA_DIR", &home.path().display().to_string())], &[], "");
+    let root = fs::read_to_string(home.path().join("root-cert.pem")).unwrap();
+    let channel = agent::connect(server.secure, &root, None).await.unwrap();
+    let token = issuer.token("shop", "reviews").unwrap();
+    for case in cases.as_array().unwrap() {
+        let request = &case["request"];
+        let title = case["title"].as_str().unwrap();
+        let csr = signing_request(request, title).unwrap();
+        let seconds = request["validity_duration_seconds"].as_i64().unwrap();
+        let mut message: Request<IstioCertificateRequest> = Request::new(asking(&csr, seconds, &[]));
+        message.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        let answer = agent::create(&channel, message).await;
+        // Of those that were plugged in only whose they are is ours to say.
+        let mut leaf_alone = case.clone();
+        if let Some(certificates) = leaf_alone.get_mut("certificates").and_then(Value::as_array_mut) {
+            certificates.truncate(1);
+        }
+        compare(&leaf_alone, &answer).unwrap_or_else(|why| panic!("{title}: {why}"));
+        let Ok(chain) = answer else { continue };
+        let subjects: Vec<String> = chain
+            .iter()
+            .flat_map(|pem| Certificate::all_from_pem(pem.as_bytes()).unwrap())
+            .map(|one| one.parsed.tbs_certificate.subject.to_string())
+            .collect();
+        let expected: Vec<&str> =
+            case["certificates"].as_array().unwrap().iter().map(|one| one["subject"].as_str().unwrap()).collect();
+        assert_eq!(subjects, expected, "{title}");
+    }
+}
+
 /// `ads/sds-gateway-tls.json`: a gateway asks for names of all kinds one after the other, while its secret comes and goes.
 #[tokio::test(flavor = "multi_thread")]
 async fn secrets_as_recorded() {
