@@ -129,12 +129,18 @@ async fn sent(server: &Server, token: &str, who: (&str, &str, &str), wanted: &[(
     let mut all = Vec::new();
     for (type_url, names) in wanted {
         let mut stream = Stream::open(&channel, Some(token), ask(node.clone(), type_url, names)).await.unwrap();
+        let mut awaited = vec![*type_url];
         if *type_url == SECRET {
-            // Secrets that one may not have are not answered; the answer to a later question is.
+            // Secrets that one may not have are not answered; answers to later questions are, and may come before them.
             stream.requests.send(ask(node.clone(), CLUSTER, &[])).await.unwrap();
+            stream.requests.send(ask(node.clone(), LISTENER, &[])).await.unwrap();
+            awaited = if kind == "router" { vec![SECRET, CLUSTER, LISTENER] } else { vec![CLUSTER, LISTENER] };
         }
-        let response = stream.next().await.unwrap();
-        all.extend(response.encode_to_vec());
+        while !awaited.is_empty() {
+            let response = stream.next().await.unwrap();
+            awaited.retain(|awaited| *awaited != response.type_url);
+            all.extend(response.encode_to_vec());
+        }
     }
     all
 }
