@@ -4,9 +4,10 @@
 
 use std::net::Ipv4Addr;
 
+use trysail::plugin::{On, Rehearsal};
 use trysail_tests::kube::PodSpec;
 use trysail_tests::mesh::{Config, Mesh, PATIENCE};
-use trysail_tests::{eventually, netns, workspace};
+use trysail_tests::{aloud, envoy, eventually, netns, workspace};
 
 #[allow(dead_code, reason = "another suite uses the rest of it")]
 #[path = "support/folder.rs"]
@@ -106,4 +107,31 @@ async fn each_use_comes_works_and_goes() {
     }
     let rejections = mesh.rejections().await.unwrap();
     assert!(rejections.is_empty(), "{rejections:#?}\n{}", mesh.control_plane().lines().join("\n"));
+}
+
+/// What `trysail plugin diff --envoy` says of a plugin on the example mesh: proxies, and Envoy's words.
+fn refused(plugin: &str) -> Vec<(String, String)> {
+    let folder = Folder::copy(&workspace().join("examples/frontend-backend"));
+    folder.write("plugin.yaml", plugin);
+    let envoy = envoy::find(aloud).unwrap();
+    let validate = move || Rehearsal::of_folder(folder.path(), None, &On::default()).unwrap().validate(&envoy).unwrap();
+    // Calls nest, each on its guest's stack.
+    std::thread::Builder::new().stack_size(trysail_stages::STACK).spawn(validate).unwrap().join().unwrap()
+}
+
+#[test]
+fn envoy_is_asked_before_anything_is_sent() {
+    let plugin = |name: &str| {
+        std::fs::read_to_string(workspace().join("examples/plugins").join(name).join("plugin.yaml")).unwrap()
+    };
+    let lua = plugin("03-lua");
+    assert_eq!(refused(&lua), []);
+    assert_eq!(refused(&plugin("07-external-authorization")), []);
+    // Only Envoy knows that this is no script.
+    let broken = lua.replace("function envoy_on_response", "funktion envoy_on_response");
+    assert_ne!(broken, lua);
+    let refused = refused(&broken);
+    let proxies: Vec<&str> = refused.iter().map(|(proxy, _)| proxy.as_str()).collect();
+    assert_eq!(proxies, ["backend-v1.default", "backend-v2.default"]);
+    assert!(refused.iter().all(|(_, words)| words.contains("script load error")), "{refused:?}");
 }

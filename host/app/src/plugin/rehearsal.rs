@@ -127,7 +127,14 @@ impl Rehearsal {
 
     /// An engine with the plugins or without them, and what is wrong with plugins.
     fn engine(&self, with_plugins: bool) -> Result<(Arc<Engine>, Vec<String>)> {
-        let snapshot = Arc::new(FactsSnapshot::new(render::inputs(&self.folder)));
+        self.engine_with(with_plugins, &[])
+    }
+
+    /// The same, with these variables set.
+    fn engine_with(&self, with_plugins: bool, variables: &[(&str, &str)]) -> Result<(Arc<Engine>, Vec<String>)> {
+        let mut inputs = render::inputs(&self.folder);
+        inputs.environment.extend(variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        let snapshot = Arc::new(FactsSnapshot::new(inputs));
         let engine = pipeline::engine(&self.options, self.loaded.stages.clone(), snapshot);
         let mut errors = Vec::new();
         if with_plugins {
@@ -219,13 +226,13 @@ impl Rehearsal {
 
     /// What Envoy has to say of what each proxy would be sent with the plugins: its words, where it refuses something.
     ///
-    /// Clusters and listeners are put into a bootstrap as they are; of routes and endpoints Envoy's own field rules were asked by
-    /// the gate.
+    /// Clusters and listeners are put into a bootstrap as they are, without Istio's own filters, which a stock Envoy lacks; of routes
+    /// and endpoints Envoy's own field rules were asked by the gate.
     ///
     /// # Errors
     /// When Envoy does not run.
     pub fn validate(&self, envoy: &Path) -> Result<Vec<(String, String)>> {
-        let (engine, _) = self.engine(true)?;
+        let (engine, _) = self.engine_with(true, &STOCK)?;
         let mut refused = Vec::new();
         for proxy in &self.proxies {
             let made = made(&engine, proxy)?;
@@ -233,7 +240,7 @@ impl Rehearsal {
                 let items = made.items.iter().filter(|(of, _)| *of == kind).flat_map(|(_, items)| items);
                 items.map(|(_, value)| value.clone()).collect()
             };
-            let clusters: Vec<Value> = [xds_cluster()].into_iter().chain(of("cds")).collect();
+            let clusters: Vec<Value> = AGENTS.map(agents).into_iter().chain(of("cds")).collect();
             let bootstrap = json!({
                 "node": {"id": &*proxy.id, "cluster": "rehearsal"},
                 "dynamic_resources": {"ads_config": {"api_type": "GRPC", "transport_api_version": "V3",
@@ -243,11 +250,12 @@ impl Rehearsal {
             let file =
                 std::env::temp_dir().join(format!("trysail-validate-{}-{:x}.json", std::process::id(), unique()));
             std::fs::write(&file, bootstrap.to_string()).with_context(|| format!("cannot write {}", file.display()))?;
-            let output = Command::new(envoy).args(["--mode", "validate", "-l", "warning", "-c"]).arg(&file).output();
+            let output = Command::new(envoy).args(["--mode", "validate", "-l", "error", "-c"]).arg(&file).output();
             let _ = std::fs::remove_file(&file);
             let output = output.with_context(|| format!("cannot run {}", envoy.display()))?;
             if !output.status.success() {
-                let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+                // It quotes all that it was given after what it has to say.
+                let words = String::from_utf8_lossy(&output.stderr).trim().chars().take(MAX_WORDS).collect();
                 refused.push((proxy.id.to_string(), words));
             }
         }
@@ -255,9 +263,17 @@ impl Rehearsal {
     }
 }
 
-/// The cluster that the bootstrap of a sidecar has for its control plane.
-fn xds_cluster() -> Value {
-    json!({"name": "xds-grpc", "type": "STATIC", "connect_timeout": "1s", "load_assignment": {"cluster_name": "xds-grpc", "endpoints": []}})
+/// The switches by which istiod leaves its own filters out.
+const STOCK: [(&str, &str); 2] = [("PILOT_ENABLE_METADATA_EXCHANGE", "false"), ("PILOT_ENABLE_ALPN_FILTER", "false")];
+/// The clusters that the bootstrap of a sidecar has for its agent.
+const AGENTS: [&str; 2] = ["xds-grpc", "sds-grpc"];
+/// Characters of Envoy's words that are shown.
+const MAX_WORDS: usize = 600;
+
+fn agents(name: &str) -> Value {
+    // Envoy wants a cluster that configuration comes from to speak HTTP/2.
+    json!({"name": name, "type": "STATIC", "connect_timeout": "1s", "http2_protocol_options": {},
+        "load_assignment": {"cluster_name": name, "endpoints": []}})
 }
 
 /// A number that differs from call to call.
