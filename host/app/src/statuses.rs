@@ -22,14 +22,19 @@ pub const IN_FORCE: &str = "InForce";
 const INTERVAL: Duration = Duration::from_secs(2);
 
 /// What is to be written at present.
-fn wanted(report: &Report, engine: &Engine) -> BTreeMap<ObjectRef, Status> {
+fn wanted(report: &Mutex<Report>, engine: &Engine) -> BTreeMap<ObjectRef, Status> {
+    // Not held while everything that is remembered is walked: commits write it.
+    let (untranslated, plugins) = {
+        let report = report.lock();
+        (report.untranslated.clone(), report.plugins.clone())
+    };
     let mut wanted: BTreeMap<ObjectRef, Status> =
-        report.untranslated.iter().map(|object| (object.clone(), held_back(object))).collect();
-    if report.plugins.iter().all(|plugin| plugin.object.is_none()) {
+        untranslated.iter().map(|object| (object.clone(), held_back(object))).collect();
+    if plugins.iter().all(|plugin| plugin.object.is_none()) {
         return wanted;
     }
     let effects = engine.plugin_effects();
-    for plugin in &report.plugins {
+    for plugin in &plugins {
         let Some(object) = &plugin.object else { continue };
         let did = engine.counters().of_guest(&plugin.name);
         let now = effects.get(&plugin.name).cloned().unwrap_or_default();
@@ -74,7 +79,7 @@ pub async fn watch(report: Arc<Mutex<Report>>, engine: Arc<Engine>, wanted_tx: w
     loop {
         let (report, engine) = (report.clone(), engine.clone());
         // It walks what is remembered, which belongs on no thread of the streams.
-        let now = tokio::task::spawn_blocking(move || wanted(&report.lock(), &engine)).await;
+        let now = tokio::task::spawn_blocking(move || wanted(&report, &engine)).await;
         if let Ok(now) = now {
             wanted_tx.send_if_modified(|old| {
                 let is_other = **old != now;

@@ -79,6 +79,8 @@ const HELD: &str = "no stage translates what protects this proxy; it keeps what 
 
 /// The state of the sources, plugins and the revision served.
 pub fn status(asked: &Asked<'_>) -> Result<Page, Page> {
+    // Before the report is held: it walks everything that is remembered, and commits write the report.
+    let effects = asked.pages.engine.plugin_effects();
     let report = asked.pages.report.lock();
     let folder = &report.folder;
     let rejections: Vec<Value> = folder
@@ -96,7 +98,6 @@ pub fn status(asked: &Asked<'_>) -> Result<Page, Page> {
         })
         .collect();
     let counters = asked.pages.engine.counters();
-    let effects = asked.pages.engine.plugin_effects();
     let plugins: Vec<Value> = report
         .plugins
         .iter()

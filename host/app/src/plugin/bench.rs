@@ -13,16 +13,13 @@ use super::{On, document};
 use crate::render;
 
 pub(super) fn bench(component: &Path, n_services: usize, configuration: Option<&Path>) -> Result<()> {
-    let folder = std::env::temp_dir().join(format!("trysail-bench-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    std::fs::write(folder.join("mesh.yaml"), mesh(n_services)).context("cannot write the mesh")?;
+    let folder = tempfile::tempdir().context("cannot make a folder for the mesh")?;
+    std::fs::write(folder.path().join("mesh.yaml"), mesh(n_services)).context("cannot write the mesh")?;
     let spec = match configuration {
         Some(file) => json!({"configuration": document(file)?}),
         None => json!({}),
     };
-    let rehearsal = Rehearsal::with_spec(component, &folder, &On::default(), spec);
-    let _ = std::fs::remove_dir_all(&folder);
-    let rehearsal = rehearsal?;
+    let rehearsal = Rehearsal::with_spec(component, folder.path(), &On::default(), spec)?;
     let (plain, _) = timed(&rehearsal, false)?;
     let (with, engine) = timed(&rehearsal, true)?;
     println!("a mesh of {n_services} services, everything for one sidecar: {plain:.1?} without it, {with:.1?} with it");

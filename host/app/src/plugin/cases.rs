@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use super::rehearsal::{Rehearsal, Rehearsed};
 use super::{On, build, document};
@@ -58,8 +59,8 @@ fn one(case: &Path, component: &Path, bless: bool, envoy: Option<&Path>) -> Resu
     let file = case.join(SPEC);
     let spec = if file.is_file() { document(&file)? } else { json!({}) };
     // The spec and what is expected are no objects of the mesh.
-    let mesh = Mesh::of(case)?;
-    let rehearsal = Rehearsal::with_spec(component, &mesh.0, &On::default(), spec)?;
+    let mesh = mesh(case)?;
+    let rehearsal = Rehearsal::with_spec(component, mesh.path(), &On::default(), spec)?;
     let found = rehearsal.run()?;
     let now = changes(&found);
     if let Some(error) = found.errors.first() {
@@ -97,30 +98,17 @@ fn one(case: &Path, component: &Path, bless: bool, envoy: Option<&Path>) -> Resu
     Ok(Outcome::Otherwise(missing.chain(extra).collect()))
 }
 
-/// The YAML of a case without what is about the test.
-struct Mesh(PathBuf);
-
-impl Mesh {
-    fn of(case: &Path) -> Result<Mesh> {
-        let name = case.file_name().and_then(|name| name.to_str()).unwrap_or("case");
-        let folder = std::env::temp_dir().join(format!("trysail-case-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let mesh = Mesh(folder);
-        for entry in std::fs::read_dir(case).with_context(|| format!("cannot read {}", case.display()))?.flatten() {
-            let file = entry.path();
-            if file.is_file() && !file.ends_with(SPEC) && !file.ends_with(EXPECTED) {
-                let copy = mesh.0.join(entry.file_name());
-                std::fs::copy(&file, &copy).with_context(|| format!("cannot copy {}", file.display()))?;
-            }
+/// A folder with the YAML of a case, without what is about the test.
+fn mesh(case: &Path) -> Result<TempDir> {
+    let folder = tempfile::tempdir().context("cannot make a folder for the mesh")?;
+    for entry in std::fs::read_dir(case).with_context(|| format!("cannot read {}", case.display()))?.flatten() {
+        let file = entry.path();
+        if file.is_file() && !file.ends_with(SPEC) && !file.ends_with(EXPECTED) {
+            let copy = folder.path().join(entry.file_name());
+            std::fs::copy(&file, &copy).with_context(|| format!("cannot copy {}", file.display()))?;
         }
-        Ok(mesh)
     }
-}
-
-impl Drop for Mesh {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+    Ok(folder)
 }
 
 /// What changes, in the form of the file: values as JSON, by proxy, type, resource and path.

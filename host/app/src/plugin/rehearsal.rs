@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::io::Write as _;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use trysail_facts::FactsSnapshot;
 use trysail_facts::inputs::Settings;
 use trysail_model::ids::type_urls;
@@ -29,16 +31,7 @@ pub struct Rehearsal {
     documents: Vec<Arc<Object>>,
     proxies: Vec<Proxy>,
     /// Kept for as long as the component lies in it.
-    _home: Option<Home>,
-}
-
-/// A folder that is gone afterwards.
-struct Home(PathBuf);
-
-impl Drop for Home {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+    _home: Option<TempDir>,
 }
 
 /// What a plugin changes of what a proxy gets.
@@ -96,16 +89,15 @@ impl Rehearsal {
     /// As [`of_component`](Rehearsal::of_component).
     pub fn with_spec(component: &Path, folder: &Path, on: &On, mut spec: Value) -> Result<Rehearsal> {
         let bytes = std::fs::read(component).with_context(|| format!("cannot read {}", component.display()))?;
-        let home = Home(std::env::temp_dir().join(format!("trysail-plugin-{}-{:x}", std::process::id(), unique())));
-        std::fs::create_dir_all(&home.0).with_context(|| format!("cannot make {}", home.0.display()))?;
+        let home = tempfile::tempdir().context("cannot make a folder for the component")?;
         let name = component.file_stem().and_then(|stem| stem.to_str()).unwrap_or("plugin").to_owned();
         let file = format!("{name}.wasm");
-        std::fs::write(home.0.join(&file), bytes).with_context(|| format!("cannot write into {}", home.0.display()))?;
+        let copy = home.path().join(&file);
+        std::fs::write(&copy, bytes).with_context(|| format!("cannot write {}", copy.display()))?;
         let fields = spec.as_object_mut().context("the plugin's spec is no object")?;
         let stateful = fields.get("component").and_then(|c| c.get("stateful")).cloned().unwrap_or(Value::Bool(false));
         fields.insert("component".into(), json!({"file": file, "stateful": stateful}));
-        let plugins = Some(home.0.clone());
-        let mut rehearsal = Rehearsal::of_folder(folder, plugins.as_deref(), on)?;
+        let mut rehearsal = Rehearsal::of_folder(folder, Some(home.path()), on)?;
         rehearsal.documents.push(plugin(&name, spec));
         rehearsal._home = Some(home);
         Ok(rehearsal)
@@ -247,11 +239,13 @@ impl Rehearsal {
                     "grpc_services": [{"envoy_grpc": {"cluster_name": "xds-grpc"}}]}},
                 "static_resources": {"clusters": clusters, "listeners": of("lds")},
             });
-            let file =
-                std::env::temp_dir().join(format!("trysail-validate-{}-{:x}.json", std::process::id(), unique()));
-            std::fs::write(&file, bootstrap.to_string()).with_context(|| format!("cannot write {}", file.display()))?;
-            let output = Command::new(envoy).args(["--mode", "validate", "-l", "error", "-c"]).arg(&file).output();
-            let _ = std::fs::remove_file(&file);
+            let mut file = tempfile::Builder::new()
+                .suffix(".json")
+                .tempfile()
+                .context("cannot make a file for Envoy's bootstrap")?;
+            file.write_all(bootstrap.to_string().as_bytes()).context("cannot write Envoy's bootstrap")?;
+            let output =
+                Command::new(envoy).args(["--mode", "validate", "-l", "error", "-c"]).arg(file.path()).output();
             let output = output.with_context(|| format!("cannot run {}", envoy.display()))?;
             if !output.status.success() {
                 // It quotes all that it was given after what it has to say.
@@ -274,12 +268,6 @@ fn agents(name: &str) -> Value {
     // Envoy wants a cluster that configuration comes from to speak HTTP/2.
     json!({"name": name, "type": "STATIC", "connect_timeout": "1s", "http2_protocol_options": {},
         "load_assignment": {"cluster_name": name, "endpoints": []}})
-}
-
-/// A number that differs from call to call.
-fn unique() -> u128 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map(|now| now.as_nanos()).unwrap_or_default()
 }
 
 /// The proxies of a folder: of its `proxies.yaml`, else of all its pods that run.
