@@ -9,6 +9,11 @@ use trysail_model::Proxy;
 use trysail_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use trysail_xds::{Request, first_message};
 
+#[path = "../../ca/tests/support/dice.rs"]
+mod dice;
+
+use dice::Dice;
+
 const MUTATIONS: usize = 3000;
 
 const NODE: &str = "sidecar~10.0.0.1~a.n~n.svc.cluster.local";
@@ -16,19 +21,6 @@ const METADATA: &str = r#"{"NAMESPACE": "n", "LABELS": {"app": "a"}, "INSTANCE_I
     {"concurrency": 2, "proxyMetadata": {"A": "b"}}, "CLUSTER_ID": "Kubernetes", "INTERCEPTION_MODE": "REDIRECT"}"#;
 const YAML: &str = "# a\n---\nkind: &k Service\nmetadata: {name: a, labels: {x: 'y', z: \"\\u0041\"}}\nspec:\n  ports:\n  - port: 0x50\n    \
     other: *k\n  text: |\n    one\n    two\n  <<: {a: 1}\n---\n{\"kind\": \"Pod\", \"spec\": [1, 2.5, null, true]}\n--- !!str tagged\n";
-
-/// A small generator of numbers (splitmix64): the same on every machine.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((z ^ (z >> 31)) % n.max(1) as u64).expect("it is below a usize")
-    }
-}
 
 /// The seed with one to four things done to it: a byte changed, taken out or put in, a part doubled, the end cut off.
 fn mutated(seed: &[u8], dice: &mut Dice) -> Vec<u8> {

@@ -14,21 +14,12 @@ use trysail_ca::key::SigningKey;
 use trysail_ca::x509::{self_signed_root, signing_request};
 use trysail_proto::istio::v1::auth::IstioCertificateRequest;
 
+#[path = "support/dice.rs"]
+mod dice;
 #[path = "support/entries.rs"]
 mod entries;
 
-/// A small generator of numbers (splitmix64): the same on every machine.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((z ^ (z >> 31)) % n.max(1) as u64).unwrap()
-    }
-}
+use dice::Dice;
 
 /// The seed with one to three things done to it.
 fn mutated(seed: &[u8], dice: &mut Dice) -> Vec<u8> {
