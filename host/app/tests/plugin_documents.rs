@@ -265,6 +265,48 @@ fn slots_and_parts_are_where_they_should_be() {
 }
 
 #[test]
+fn route_configurations_are_changed_wherever_they_stand() {
+    on_a_big_stack(|| {
+        let header = json!({"path": "response_headers_to_remove", "at": "last", "value": "server"});
+        let own = json!({"name": "own", "domains": ["own.test"], "routes": [
+            {"match": {"prefix": "/"}, "direct_response": {"status": 418}}]});
+        let patches = json!([
+            {"hook": "route-configurations", "insert": header},
+            {"hook": "route-configurations", "direction": "outbound", "name": "80", "insert":
+                {"path": "virtual_hosts", "at": "before allow_any", "value": own}},
+        ]);
+        let last_resort = json!({"hook": "patch", "attributes": {"kind": "route-configuration"}, "name": "80", "set":
+            {"path": "internal_only_headers", "value": ["x-own"]}});
+        let mesh = mesh(&[patch("routes", patches, json!({})), patch("routes-too", json!([last_resort]), json!({}))]);
+        let said: Vec<String> = mesh.said().into_iter().filter(|line| line.contains("plugin")).collect();
+        assert_eq!(said, Vec::<String>::new());
+        let configurations = mesh.resources("rds", "envoy.config.route.v3.RouteConfiguration");
+        assert!(configurations.iter().all(|routes| routes["response_headers_to_remove"] == json!(["server"])));
+        let at_80 = configurations.iter().find(|routes| routes["name"] == "80").unwrap();
+        assert_eq!(at_80["internal_only_headers"], json!(["x-own"]));
+        let hosts: Vec<&str> =
+            at_80["virtual_hosts"].as_array().unwrap().iter().map(|host| host["name"].as_str().unwrap()).collect();
+        assert_eq!(hosts[hosts.len() - 2..], ["own", "allow_any"]);
+        let mut n_inbound = 0;
+        for listener in mesh.listeners() {
+            for filter in listener["filter_chains"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .flat_map(|c| c["filters"].as_array().unwrap())
+            {
+                let Some(routes) = filter["typed_config"].get("route_config") else { continue };
+                if routes["name"].as_str().unwrap().starts_with("inbound|") {
+                    assert_eq!(routes["response_headers_to_remove"], json!(["server"]), "{routes}");
+                    n_inbound += 1;
+                }
+            }
+        }
+        assert!(n_inbound > 0);
+    });
+}
+
+#[test]
 fn what_cannot_be_done_is_named_and_changes_nothing() {
     on_a_big_stack(|| {
         let plain = mesh(&[]);

@@ -24,7 +24,7 @@ use trysail_stages::{Engine, Hooked};
 
 use crate::document::{Component, KIND, Mode, PostConditions, Spec};
 use crate::hooks::{self, SLOTS};
-use crate::terms::{DocumentMessage, OwnLimits, Scope, Terms};
+use crate::terms::{DocumentMessage, Terms};
 use crate::{configuration, document};
 use folder::{Folder, Settings};
 
@@ -351,21 +351,6 @@ impl Catalogue {
             }
         };
         self.entries.iter().map(status).collect()
-    }
-}
-
-impl Terms {
-    /// The terms of a plugin about which nothing was said: it works everywhere, and may do all but weaken security.
-    pub fn plain(documents: DocumentMessage) -> Terms {
-        Terms {
-            configuration: "{}".to_owned(),
-            scope: Scope::default(),
-            rights: Default::default(),
-            is_shadow: false,
-            is_fresh: false,
-            limits: OwnLimits::default(),
-            documents,
-        }
     }
 }
 

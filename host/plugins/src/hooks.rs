@@ -32,6 +32,7 @@ const ENDPOINTS: &str = "envoy.config.endpoint.v3.ClusterLoadAssignment";
 const LISTENER: &str = "envoy.config.listener.v3.Listener";
 const ROUTE: &str = "envoy.config.route.v3.Route";
 const VIRTUAL_HOST: &str = "envoy.config.route.v3.VirtualHost";
+const ROUTE_CONFIGURATION: &str = "envoy.config.route.v3.RouteConfiguration";
 const FILTER: &str = "envoy.config.listener.v3.Filter";
 const HTTP_FILTER: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter";
 
@@ -53,6 +54,7 @@ pub const HOOKS: &[Hook] = &[
     hook("endpoints", ENDPOINTS, &[whole("endpoints")]),
     hook("routes", ROUTE, &[whole("routes")]),
     hook("virtual-hosts", VIRTUAL_HOST, &[whole("virtual-host")]),
+    hook("route-configurations", ROUTE_CONFIGURATION, &[whole("route-configuration")]),
     hook("listeners", LISTENER, &[whole("listener")]),
     hook(
         "filter-chains",
@@ -103,7 +105,14 @@ pub const HOOKS: &[Hook] = &[
     hook(
         "patch",
         "",
-        &[whole("clusters"), whole("inbound-clusters"), whole("endpoints"), whole("listener"), whole("virtual-host")],
+        &[
+            whole("clusters"),
+            whole("inbound-clusters"),
+            whole("endpoints"),
+            whole("listener"),
+            whole("route-configuration"),
+            whole("virtual-host"),
+        ],
     ),
     hook("virtual-host", VIRTUAL_HOST, &[whole("virtual-host")]),
     hook("listener", LISTENER, &[whole("listener")]),
@@ -127,6 +136,7 @@ pub fn message_at(point: &str) -> Option<&'static str> {
         "endpoints" => ENDPOINTS,
         "routes" => ROUTE,
         "virtual-host" => VIRTUAL_HOST,
+        "route-configuration" => ROUTE_CONFIGURATION,
         "listener" | "new-listeners" => LISTENER,
         "network-filters" => FILTER,
         "http-filters" | "authn-filters" | "authz-filters" | "rate-limit-filters" | "observability-filters" => {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::Value;
+use trysail_sdk::hooks::fits;
 use trysail_sdk::{Entry, Item, Message, Outcome, Part};
 use trysail_stages::terms::{Ask, Effects};
 use trysail_stages::{FaultKind, Limits, Place, Settled};
@@ -58,44 +59,45 @@ pub struct OwnLimits {
     pub queries: Option<usize>,
 }
 
-/// Questions, and the messages that answer them; none for texts and truth values.
-const FACTS: [(&str, Option<&str>); 26] = [
-    ("mesh-config", Some("istio.mesh.v1alpha1.MeshConfig")),
-    ("features", Some("trysail.facts.v1.Strings")),
-    ("setting", None),
-    ("service", Some("trysail.facts.v1.Service")),
-    ("services-of-host", Some("trysail.facts.v1.Strings")),
-    ("services-in-namespace", Some("trysail.facts.v1.ServiceSummaries")),
-    ("endpoints", Some("trysail.facts.v1.Endpoints")),
-    ("has-ready-endpoints", None),
-    ("service-accounts", Some("trysail.facts.v1.Strings")),
-    ("targets-at", Some("trysail.facts.v1.ServiceTargets")),
-    ("workload-at", Some("trysail.facts.v1.Workload")),
-    ("namespace", Some("trysail.facts.v1.Namespace")),
-    ("network-gateways", Some("trysail.facts.v1.NetworkGateways")),
-    ("network-ranges", Some("trysail.facts.v1.Strings")),
-    ("object", Some("trysail.facts.v1.Object")),
-    ("selectors", Some("trysail.facts.v1.SelectorSummaries")),
-    ("selector-namespaces", Some("trysail.facts.v1.Strings")),
-    ("proxy", None),
-    ("proxy-in-namespaces", None),
-    ("proxy-labels-match", None),
-    ("proxy-has-address", None),
-    ("proxy-version-at-least", None),
-    ("proxy-version-matches", None),
-    ("proxy-metadata-match", None),
-    ("proxy-targets", Some("trysail.facts.v1.ServiceTargets")),
-    ("proxy-config", Some("istio.mesh.v1alpha1.ProxyConfig")),
-];
+/// What the answer to a question is.
+#[derive(Clone, Copy)]
+enum Answered {
+    /// A message of this name.
+    Message(&'static str),
+    /// A text.
+    Text,
+    /// A truth value.
+    Truth,
+}
 
-/// Questions whose answer is a truth value.
-const TRUTHS: [&str; 6] = [
-    "has-ready-endpoints",
-    "proxy-labels-match",
-    "proxy-has-address",
-    "proxy-version-at-least",
-    "proxy-version-matches",
-    "proxy-metadata-match",
+/// Questions, and what answers them.
+const QUESTIONS: [(&str, Answered); 26] = [
+    ("mesh-config", Answered::Message("istio.mesh.v1alpha1.MeshConfig")),
+    ("features", Answered::Message("trysail.facts.v1.Strings")),
+    ("setting", Answered::Text),
+    ("service", Answered::Message("trysail.facts.v1.Service")),
+    ("services-of-host", Answered::Message("trysail.facts.v1.Strings")),
+    ("services-in-namespace", Answered::Message("trysail.facts.v1.ServiceSummaries")),
+    ("endpoints", Answered::Message("trysail.facts.v1.Endpoints")),
+    ("has-ready-endpoints", Answered::Truth),
+    ("service-accounts", Answered::Message("trysail.facts.v1.Strings")),
+    ("targets-at", Answered::Message("trysail.facts.v1.ServiceTargets")),
+    ("workload-at", Answered::Message("trysail.facts.v1.Workload")),
+    ("namespace", Answered::Message("trysail.facts.v1.Namespace")),
+    ("network-gateways", Answered::Message("trysail.facts.v1.NetworkGateways")),
+    ("network-ranges", Answered::Message("trysail.facts.v1.Strings")),
+    ("object", Answered::Message("trysail.facts.v1.Object")),
+    ("selectors", Answered::Message("trysail.facts.v1.SelectorSummaries")),
+    ("selector-namespaces", Answered::Message("trysail.facts.v1.Strings")),
+    ("proxy", Answered::Text),
+    ("proxy-in-namespaces", Answered::Text),
+    ("proxy-labels-match", Answered::Truth),
+    ("proxy-has-address", Answered::Truth),
+    ("proxy-version-at-least", Answered::Truth),
+    ("proxy-version-matches", Answered::Truth),
+    ("proxy-metadata-match", Answered::Truth),
+    ("proxy-targets", Answered::Message("trysail.facts.v1.ServiceTargets")),
+    ("proxy-config", Answered::Message("istio.mesh.v1alpha1.ProxyConfig")),
 ];
 
 impl Terms {
@@ -149,17 +151,6 @@ fn plain(entry: &Entry) -> Option<(String, Vec<u8>)> {
     Some((item.key.clone(), bytes))
 }
 
-/// Does a key fit a pattern with `*` at an end?
-fn fits(pattern: &str, key: &str) -> bool {
-    match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
-        (Some(""), _) => true,
-        (Some(end), None) => key.ends_with(end),
-        (None, Some(start)) => key.starts_with(start),
-        (Some(rest), Some(_)) => key.contains(rest.trim_end_matches('*')),
-        (None, None) => pattern == key,
-    }
-}
-
 impl trysail_stages::Terms for Terms {
     fn admits(&self, place: &Place, ask: &mut Ask<'_>) -> bool {
         let Scope { namespaces, labels, services } = &self.scope;
@@ -209,16 +200,16 @@ impl trysail_stages::Terms for Terms {
     }
 
     fn query(&self, name: &str) -> Option<&'static str> {
-        FACTS.iter().map(|(query, _)| *query).find(|query| *query == name)
+        QUESTIONS.iter().map(|(query, _)| *query).find(|query| *query == name)
     }
 
     fn answer_json(&self, query: &str, args: &[String], answer: &[u8]) -> Result<String, String> {
-        if TRUTHS.contains(&query) {
-            return Ok("true".to_owned());
-        }
-        let message = FACTS.iter().find(|(name, _)| *name == query).map(|(_, message)| *message);
-        let Some(message) = message.ok_or_else(|| format!("asked {query:?}, which is no question"))? else {
-            return Ok(Value::from(String::from_utf8_lossy(answer)).to_string());
+        let found = QUESTIONS.iter().find(|(name, _)| *name == query);
+        let (_, answered) = found.ok_or_else(|| format!("asked {query:?}, which is no question"))?;
+        let message = match answered {
+            Answered::Message(message) => message,
+            Answered::Text => return Ok(Value::from(String::from_utf8_lossy(answer)).to_string()),
+            Answered::Truth => return Ok("true".to_owned()),
         };
         let mut value = trysail_codec::json::to_json(message, answer).map_err(|error| error.to_string())?;
         if query == "object"

@@ -67,7 +67,12 @@ impl Engine {
                 Call::Names { .. } => None,
             };
         }
-        let target = crate::terms::target(point, function.as_deref(), args);
+        let mut target = crate::terms::target(point, function.as_deref(), args);
+        // The one hook that stands at many points.
+        if &*hooked.hook == "patch" {
+            let kind = if point.ends_with("clusters") { "cluster" } else { &**point };
+            target = target.with("kind", kind);
+        }
         Place { hook: hooked.hook.clone(), point: point.clone(), target }
     }
 

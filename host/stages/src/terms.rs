@@ -104,6 +104,9 @@ pub trait Terms: Send + Sync {
     fn is_fresh(&self) -> bool;
 }
 
+/// Attribute of targets whose direction is inbound.
+const WORKLOAD_PORT: &str = "workload-port";
+
 /// What a fragment is about, from the arguments that stages give at a hook point. `function` made the fragment.
 pub fn target(point: &str, function: Option<&str>, args: &[String]) -> Target {
     let text = |at: usize| args.get(at).cloned().unwrap_or_default();
@@ -117,7 +120,9 @@ pub fn target(point: &str, function: Option<&str>, args: &[String]) -> Target {
             // A service that has the port: its key, port, and the port's name.
             let service = text(1).split('|').next().unwrap_or_default().to_owned();
             let name = format!("inbound|{}||", text(0));
-            Target { direction: "inbound".into(), service, port: port(&text(0)), name }
+            let target =
+                Target { direction: "inbound".into(), service, port: port(&text(0)), name, ..Target::default() };
+            target.with(WORKLOAD_PORT, text(0))
         }
         "endpoints" => {
             let name = text(0);
@@ -127,11 +132,30 @@ pub fn target(point: &str, function: Option<&str>, args: &[String]) -> Target {
         }
         "routes" if function == Some("service-default") => {
             let direction = "outbound".into();
-            Target { direction, name: host(&text(0)), service: text(0), port: port(&text(1)) }
+            Target { direction, name: host(&text(0)), service: text(0), port: port(&text(1)), ..Target::default() }
         }
         "routes" => {
-            let direction = if function == Some("gateway-routes") { "gateway" } else { "outbound" };
-            Target { direction: direction.into(), name: text(0), port: port(&text(1)), ..Target::default() }
+            let target = Target { name: text(0), port: port(&text(1)), ..Target::default() };
+            match function {
+                Some("gateway-routes") => Target { direction: "gateway".into(), ..target }.with("gateway", text(2)),
+                _ => Target { direction: "outbound".into(), ..target },
+            }
+        }
+        "route-configuration" if function == Some("inbound") => {
+            let service = if text(0).contains('/') { text(0) } else { String::new() };
+            let name = format!("inbound|{}||", text(1));
+            let target =
+                Target { direction: "inbound".into(), service, port: port(&text(2)), name, ..Target::default() };
+            target.with(WORKLOAD_PORT, text(1))
+        }
+        "route-configuration" => {
+            let name = text(0);
+            // `80`, `host:80`, and of a gateway `http.80` or `https.443.NAME.GATEWAY.NAMESPACE`.
+            let at_gateway = name.strip_prefix("http.").or_else(|| name.strip_prefix("https."));
+            let at_gateway = at_gateway.and_then(|rest| rest.split('.').next()?.parse().ok());
+            let direction = if at_gateway.is_some() { "gateway" } else { "outbound" };
+            let number = at_gateway.unwrap_or_else(|| name.rsplit(':').next().map_or(0, port));
+            Target { direction: direction.into(), name, port: number, ..Target::default() }
         }
         "virtual-host" => {
             let name = text(0);
@@ -160,7 +184,7 @@ mod tests {
 
     fn of(point: &str, function: Option<&str>, args: &[&str]) -> (String, String, u32, String) {
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let Target { direction, service, port, name } = target(point, function, &args);
+        let Target { direction, service, port, name, attributes: _ } = target(point, function, &args);
         (direction, service, port, name)
     }
 
@@ -177,8 +201,24 @@ mod tests {
         assert_eq!(of("routes", Some("virtual-service"), &["n/v", "80"]), about("outbound", "", 80, "n/v"));
         assert_eq!(of("routes", Some("service-default"), &["n/h.x", "80"]), about("outbound", "n/h.x", 80, "h.x"));
         assert_eq!(of("routes", Some("gateway-routes"), &["n/v", "80", "n/g"]), about("gateway", "", 80, "n/v"));
+        let attributes = |point: &str, function: &str, args: &[&str]| {
+            let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+            target(point, Some(function), &args).attributes
+        };
+        let one = |name: &str, value: &str| vec![(name.to_owned(), value.to_owned())];
+        assert_eq!(attributes("routes", "gateway-routes", &["n/v", "80", "n/g"]), one("gateway", "n/g"));
+        assert_eq!(attributes("inbound-clusters", "inbound-port", &["8080"]), one("workload-port", "8080"));
+        assert_eq!(attributes("route-configuration", "inbound", &["n/h", "8080", "80"]), one("workload-port", "8080"));
         assert_eq!(of("virtual-host", None, &["inbound|http|80"]), about("inbound", "", 80, "inbound|http|80"));
         assert_eq!(of("virtual-host", None, &["h.x:80"]), about("outbound", "", 80, "h.x:80"));
+        let routes = |name: &str| of("route-configuration", Some("unpatched"), &[name]);
+        assert_eq!(routes("80"), about("outbound", "", 80, "80"));
+        assert_eq!(routes("h.x:81"), about("outbound", "", 81, "h.x:81"));
+        assert_eq!(routes("http.x:81"), about("outbound", "", 81, "http.x:81"));
+        assert_eq!(routes("http.8080"), about("gateway", "", 8080, "http.8080"));
+        assert_eq!(routes("https.443.https.g.n"), about("gateway", "", 443, "https.443.https.g.n"));
+        let inbound = of("route-configuration", Some("inbound"), &["n/h.x", "8080", "80", "HTTP"]);
+        assert_eq!(inbound, about("inbound", "n/h.x", 80, "inbound|8080||"));
         assert_eq!(of("listener", None, &["0.0.0.0_80"]), about("outbound", "", 80, "0.0.0.0_80"));
         assert_eq!(of("listener", None, &["virtualInbound"]), about("inbound", "", 0, "virtualInbound"));
         assert_eq!(of("http-filters", None, &["inbound", "n/h.x", "80"]), about("inbound", "n/h.x", 80, ""));

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use trysail_sdk::facts::{EnvoyFilterPatch, Strings};
-use trysail_sdk::patching::{Context, Patched, Through};
+use trysail_sdk::patching::{Context, Patched, ROUTE_CONFIGURATIONS, Through};
 use trysail_sdk::prost::Message as _;
 use trysail_sdk::proto::istio::networking::v1alpha3::envoy_filter::{
     ApplyTo, EnvoyConfigObjectMatch, envoy_config_object_match::ObjectTypes, patch::Operation,
@@ -154,7 +154,8 @@ fn discovered_routes(ctx: &Ctx<'_>, context: Context) -> Result<Vec<Through>, Fa
         let refs = items.iter().flat_map(|item| &item.refs);
         names.extend(refs.filter_map(|reference| reference.strip_prefix("rds:")).map(str::to_owned));
     }
-    let through = |name| Through { context, hosts: Vec::new(), call: CallRef::new("routes", "unpatched", [name]) };
+    let call = |name| CallRef::new("routes", "unpatched", [name]).hooked(ROUTE_CONFIGURATIONS);
+    let through = |name| Through { context, hosts: Vec::new(), call: call(name) };
     Ok(names.into_iter().map(through).collect())
 }
 

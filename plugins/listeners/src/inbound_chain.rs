@@ -3,7 +3,7 @@
 //! Nothing here warns or rejects.
 
 use trysail_sdk::facts::{self, MtlsMode, Protocol};
-use trysail_sdk::patching::{Context, Patched, Patching, Subject};
+use trysail_sdk::patching::{Context, Patched, Patching, ROUTE_CONFIGURATIONS, Subject};
 use trysail_sdk::proto::envoy::config::listener::v3::FilterChain;
 use trysail_sdk::{CallRef, Ctx, Failure, Item, Message, Output};
 
@@ -136,7 +136,7 @@ impl InboundPort {
         if self.kind != ChainKind::Passthrough {
             args.push(self.protocol.as_str_name());
         }
-        Ok(CallRef::new("routes", "inbound", args))
+        Ok(CallRef::new("routes", "inbound", args).hooked(ROUTE_CONFIGURATIONS))
     }
 
     /// The call for the filters: they do not depend on which of the passthrough ports it is.

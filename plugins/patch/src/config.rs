@@ -1,7 +1,10 @@
 //! What people write.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use serde_json::Value;
+use trysail_sdk::hooks::fits;
 use trysail_sdk::{Edit, Failure, Position, Target};
 
 /// The configuration.
@@ -30,6 +33,9 @@ pub struct Patch {
     /// Name of what the fragment is; `*` as above.
     #[serde(default)]
     pub name: Option<String>,
+    /// Attributes that it must have, by name; `*` as above.
+    #[serde(default)]
+    pub attributes: BTreeMap<String, String>,
     /// Key of the item; all when left out.
     #[serde(default)]
     pub item: String,
@@ -115,11 +121,12 @@ impl Patch {
     }
 
     pub(crate) fn selects(&self, target: &Target) -> bool {
-        let matches = |pattern: &Option<String>, text: &str| pattern.as_ref().is_none_or(|pattern| glob(pattern, text));
+        let matches = |pattern: &Option<String>, text: &str| pattern.as_ref().is_none_or(|pattern| fits(pattern, text));
         self.direction.as_ref().is_none_or(|direction| *direction == target.direction)
             && matches(&self.service, &target.service)
             && matches(&self.name, &target.name)
             && self.port.is_none_or(|port| port == target.port)
+            && self.attributes.iter().all(|(name, pattern)| fits(pattern, target.attribute(name)))
     }
 
     pub(crate) fn edits(&self) -> Option<Edit> {
@@ -157,17 +164,6 @@ fn position(text: &str) -> Option<Position> {
     }
 }
 
-/// `*` at the beginning or end stands for anything.
-fn glob(pattern: &str, text: &str) -> bool {
-    match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
-        (Some(""), _) => true,
-        (Some(rest), Some(_)) => text.contains(rest.trim_end_matches('*')),
-        (Some(end), None) => text.ends_with(end),
-        (None, Some(start)) => text.starts_with(start),
-        (None, None) => pattern == text,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -178,7 +174,7 @@ mod tests {
     }
 
     fn service(key: &str) -> Target {
-        Target { direction: "outbound".into(), service: key.into(), port: 80, name: String::new() }
+        Target { direction: "outbound".into(), service: key.into(), port: 80, ..Target::default() }
     }
 
     #[test]
@@ -191,6 +187,8 @@ mod tests {
         let port = patch(json!({"hook": "clusters", "port": 81, "remove": "a"}));
         let inbound = patch(json!({"hook": "clusters", "direction": "inbound", "remove": "a"}));
         assert!(!port.selects(&cart) && !inbound.selects(&cart));
+        let at = patch(json!({"hook": "routes", "attributes": {"gateway": "istio-system/*"}, "remove": "a"}));
+        assert!(at.selects(&Target::default().with("gateway", "istio-system/edge")) && !at.selects(&cart));
     }
 
     #[test]

@@ -39,6 +39,7 @@ hooks! {
     endpoints = "endpoints",
     routes = "routes",
     virtual_hosts = "virtual-hosts",
+    route_configurations = "route-configurations",
     listeners = "listeners",
     filter_chains = "filter-chains",
     connection_managers = "connection-managers",

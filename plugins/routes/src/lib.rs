@@ -45,7 +45,7 @@ mod virtual_service;
 #[cfg(test)]
 mod testing;
 
-use trysail_sdk::patching::{Context, Patched, Patching, Subject};
+use trysail_sdk::patching::{Context, Patched, Patching, ROUTE_CONFIGURATIONS, Subject};
 use trysail_sdk::{CallRef, Ctx, Failure, Output};
 
 use virtual_service::{Part, Place};
@@ -90,12 +90,18 @@ fn is_gateway(ctx: &Ctx<'_>) -> bool {
 fn patched(ctx: &Ctx<'_>, route_name: &str) -> Result<Output, Failure> {
     let gateway = is_gateway(ctx);
     let context = if gateway { Context::Gateway } else { Context::Outbound };
+    let before_patches = || CallRef::new("routes", "unpatched", [route_name]).hooked(ROUTE_CONFIGURATIONS);
     if let Some(patching) = Patching::ask(ctx, Patched::Routes, context)?
         && patching.covers(route_name, route_name.parse().unwrap_or_default())
     {
         let mut output = Output::empty();
-        let call = CallRef::new("routes", "unpatched", [route_name]);
-        output.include(patching.through(Subject::new(call)));
+        output.include(patching.through(Subject::new(before_patches())));
+        return Ok(output);
+    }
+    // A call of its own only where a plugin wants it.
+    if ctx.hooked(ROUTE_CONFIGURATIONS) {
+        let mut output = Output::empty();
+        output.include(before_patches());
         return Ok(output);
     }
     unpatched(ctx, route_name, gateway)

@@ -5,20 +5,44 @@ use crate::{Ctx, Diagnostic, Failure, Severity};
 /// What a fragment is about. Fields that a hook has no use for are empty or 0. See `target` in `wit/`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Target {
-    /// `inbound`, `outbound` or `gateway`; at the hook `patch` what is patched.
+    /// `inbound`, `outbound` or `gateway`.
     pub direction: String,
     /// Key of the service, `namespace/host`.
     pub service: String,
     /// Port of the service or listener.
     pub port: u32,
-    /// Name of the cluster, listener or virtual host, or `namespace/name` of the VirtualService.
+    /// Name of the cluster, listener, route configuration or virtual host, or `namespace/name` of the VirtualService.
     pub name: String,
+    /// More of it, by name: see `target` in `wit/`.
+    pub attributes: Vec<(String, String)>,
 }
 
 impl Target {
     /// The namespace of the service; `None` without a service.
     pub fn namespace(&self) -> Option<&str> {
         Some(self.service.split_once('/')?.0)
+    }
+
+    /// An attribute; empty when it has none of that name.
+    pub fn attribute(&self, name: &str) -> &str {
+        self.attributes.iter().find(|(known, _)| known == name).map_or("", |(_, value)| value)
+    }
+
+    /// The same with one attribute more.
+    pub fn with(mut self, name: &str, value: impl Into<String>) -> Target {
+        self.attributes.push((name.to_owned(), value.into()));
+        self
+    }
+}
+
+/// Does a text fit a pattern? `*` at its beginning or end stands for anything.
+pub fn fits(pattern: &str, text: &str) -> bool {
+    match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
+        (Some(""), _) => true,
+        (Some(rest), Some(_)) => text.contains(rest.trim_end_matches('*')),
+        (Some(end), None) => text.ends_with(end),
+        (None, Some(start)) => text.starts_with(start),
+        (None, None) => pattern == text,
     }
 }
 

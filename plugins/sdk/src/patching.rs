@@ -7,6 +7,9 @@ use crate::{CallRef, Ctx, Failure, Item, Message, Output};
 /// The stage that patches.
 pub const STAGE: &str = "envoyfilter";
 
+/// Hook point of route configurations, wherever a stage hands one out.
+pub const ROUTE_CONFIGURATIONS: &str = "route-configuration";
+
 /// What is patched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Patched {

@@ -16,11 +16,12 @@ use crate::guest::{Done, Job, Unanswered};
 pub(super) const VERSION: &str = "0.2.0";
 
 /// The interfaces of hooks: the hook points as plugins know them.
-pub const HOOKS: [&str; 18] = [
+pub const HOOKS: [&str; 19] = [
     "clusters",
     "endpoints",
     "routes",
     "virtual-hosts",
+    "route-configurations",
     "listeners",
     "filter-chains",
     "connection-managers",

@@ -54,6 +54,8 @@ hook! {
     routes = "routes-plugin", "trysail_sdk::component::line_0_2::routes";
     /// `virtual-hosts`.
     virtual_hosts = "virtual-hosts-plugin", "trysail_sdk::component::line_0_2::virtual_hosts";
+    /// `route-configurations`.
+    route_configurations = "route-configurations-plugin", "trysail_sdk::component::line_0_2::route_configurations";
     /// `listeners`.
     listeners = "listeners-plugin", "trysail_sdk::component::line_0_2::listeners";
     /// `filter-chains`.
@@ -158,8 +160,8 @@ impl crate::Fragment for Imports {
 pub fn run(apply: EditFn, target: types::Target) -> Result<types::Outcome, types::Failure> {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| std::panic::set_hook(Box::new(|info| log::report(log::Level::Error, &info.to_string()))));
-    let types::Target { direction, service, port, name } = target;
-    let target = crate::Target { direction, service, port, name };
+    let types::Target { direction, service, port, name, attributes } = target;
+    let target = crate::Target { direction, service, port, name, attributes };
     match apply(&Ctx::new(&Imports), &target, &Imports) {
         Ok(edits) => Ok(types::Outcome {
             edits: edits.edits.into_iter().map(lower).collect(),

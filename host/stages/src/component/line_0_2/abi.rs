@@ -10,6 +10,7 @@ pub struct Target {
     pub service: String,
     pub port: u32,
     pub name: String,
+    pub attributes: Vec<(String, String)>,
 }
 
 #[derive(ComponentType, Lift)]
@@ -146,8 +147,8 @@ pub enum Level {
 
 impl From<sdk::Target> for Target {
     fn from(target: sdk::Target) -> Self {
-        let sdk::Target { direction, service, port, name } = target;
-        Target { direction, service, port, name }
+        let sdk::Target { direction, service, port, name, attributes } = target;
+        Target { direction, service, port, name, attributes }
     }
 }
 
