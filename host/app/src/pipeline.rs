@@ -125,14 +125,18 @@ fn outputs() -> Vec<OutputDecl> {
         made("endpoints", "envoy.config.endpoint.v3.ClusterLoadAssignment", Need::Nothing, &["cluster"]),
         made("envoyfilter", CLUSTER, Need::Nothing, &["clusters", "added-clusters"]),
         made("envoyfilter", LISTENER, Need::Nothing, &["listeners", "added-listeners"]),
-        made("envoyfilter", ROUTES, Need::Nothing, &["routes"]),
+        made("envoyfilter", ROUTES, Need::Each, &["routes"]),
         made("envoyfilter", "envoy.config.core.v3.TypedExtensionConfig", Need::Nothing, &["extension-config"]),
-        made("routes", ROUTES, Need::Nothing, &["config", "inbound"]),
+        made("routes", ROUTES, Need::Nothing, &["config", "unpatched"]),
+        // Inside a connection manager, which is none without it.
+        made("routes", ROUTES, Need::Each, &["inbound"]),
         made("routes", VIRTUAL_HOST, Need::Nothing, &["virtual-host", "catch-all", "gateway-host", "inbound-host"]),
         made("routes", ROUTE, Need::Nothing, &["virtual-service", "service-default"]),
         made("listeners", LISTENER, Need::Nothing, &["outbound-listener", "http-proxy", "virtual-outbound"]),
         made("listeners", LISTENER, Need::Nothing, &["inbound", "inbound-bound", "gateway-listener"]),
-        made("listeners", CHAIN, Need::One, &["inbound-chains", "inbound-passthrough", "sni-chains"]),
+        // Without one of them its connections would be taken for those of another, with less in their way.
+        made("listeners", CHAIN, Need::Each, &["inbound-chains", "inbound-passthrough"]),
+        made("listeners", CHAIN, Need::One, &["sni-chains"]),
         made("listeners", CHAIN, Need::One, &["gateway-https-chain", "gateway-tcp-chain", "gateway-tls-chain"]),
         made("listeners", FILTER, Need::Each, &["inbound-http", "inbound-tcp", "unknown-destination"]),
     ];

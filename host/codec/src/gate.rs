@@ -12,6 +12,7 @@
 mod check;
 mod clean;
 mod clusters;
+mod filters;
 mod plan;
 mod references;
 mod unique;
@@ -149,6 +150,7 @@ fn judge(message: &DynamicMessage, place: &Place<'_>, depth: usize, found: &mut 
         }
     }
     clusters::judge(message, place, &mut found.violations);
+    filters::judge(message, descriptor.full_name(), place, &mut found.violations);
     for (field, value) in message.fields() {
         if plan.is_some_and(|plan| plan.skipped_fields.contains(&field.number())) {
             continue;

@@ -8,7 +8,8 @@ use trysail_tests::control_plane::FOR_STOCK_ENVOY;
 use trysail_tests::corpus;
 
 /// What the translation can do so far.
-const AREAS: [&str; 7] = ["core", "service-entry", "sidecar-scope", "networks", "flags", "proxy-config", "gateways"];
+const AREAS: [&str; 8] =
+    ["core", "service-entry", "sidecar-scope", "networks", "flags", "proxy-config", "gateways", "envoyfilter"];
 
 /// Filters that stock Envoy has only with its contributed extensions.
 const NOT_IN_STOCK: [(&str, &str); 1] = [("PILOT_ENABLE_MYSQL_FILTER", "false")];

@@ -13,7 +13,7 @@ use prost_reflect::prost::encoding::{WireType, decode_key, decode_varint};
 
 use self::shape::{Content, Field, Reading, Scalar, Shape};
 use super::plan::Check;
-use super::{Inspected, Place, Reference, Target, check, unique};
+use super::{Inspected, Place, Reference, Target, check, clusters, unique};
 use crate::find_message;
 use crate::path::Step;
 
@@ -91,6 +91,14 @@ impl Pass {
         }
         if shape.required_oneofs.iter().any(|members| members & (seen | awaited) == 0) {
             return None;
+        }
+        if shape.one_of != 0 && shape.one_of & (seen | awaited) == 0 {
+            return None;
+        }
+        if let Some(chain) = &shape.chain
+            && !shape.index(chain.filters).is_some_and(|index| awaited & (1 << index) != 0)
+        {
+            in_order(bytes, chain)?;
         }
         // The long way does not look into what its file exempts.
         if shape.is_disabled {
@@ -232,8 +240,10 @@ impl Pass {
     /// What the message itself names, as [`references`](super::references) has it.
     fn own_references(&mut self, shape: &Shape, bytes: &[u8], place: &Place<'_>) -> Option<()> {
         let (target, number, field) = match shape.reading {
-            Reading::Cluster { name, r#type, cluster_type, eds, eds_config, service_name, ads, is_eds } => {
-                if once(bytes, cluster_type)?.is_some() {
+            Reading::Cluster { name, r#type, lb_policy, cluster_type, eds, eds_config, service_name, ads, is_eds } => {
+                let is = |number: u32, value: i32| Some(varint(bytes, number)? == u64::from(value.unsigned_abs()));
+                let odd = is(r#type, clusters::ORIGINAL_DST)? && !is(lb_policy, clusters::CLUSTER_PROVIDED)?;
+                if odd || once(bytes, cluster_type)?.is_some() {
                     return None;
                 }
                 let Some(config) = once(bytes, eds)? else { return Some(()) };
@@ -316,6 +326,22 @@ impl Pass {
             _ => Some(()),
         }
     }
+}
+
+/// Does one of the known filters end the chain, and the last one alone? All else the long way finds out.
+fn in_order(bytes: &[u8], chain: &shape::Filters) -> Option<()> {
+    let filters = all(bytes, chain.filters)?;
+    for (left, filter) in (0..filters.len()).rev().zip(&filters) {
+        let config = once(filter, chain.config)?.map(any_parts);
+        let of = match config {
+            Some(parts) => trysail_proto::any::full_name(parts?.0),
+            None => "",
+        };
+        if chain.ends.contains(&of) != (left == 0) {
+            return None;
+        }
+    }
+    Some(())
 }
 
 /// What a filter chain matches as claims; its match is the field of this number.

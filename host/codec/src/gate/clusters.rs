@@ -2,17 +2,46 @@
 
 use prost_reflect::{DynamicMessage, MapKey, ReflectMessage as _, Value};
 
-use super::Place;
+use super::{Place, awaited};
 use crate::path::Step;
 use crate::{find_message, json};
 
 /// Options of HTTP that a cluster carries by their type's name.
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
+/// A cluster whose hosts are where connections were going to leaves the choice to itself, and one that resolves hosts by itself
+/// checks the names that it connects to.
+pub(super) fn judge(message: &DynamicMessage, place: &Place<'_>, violations: &mut Vec<super::Violation>) {
+    if message.descriptor().full_name() == "envoy.config.cluster.v3.Cluster" {
+        original_destination(message, place, violations);
+        resolving(message, place, violations);
+    }
+}
+
+/// Number of the type of clusters whose hosts are where connections were going to.
+pub(super) const ORIGINAL_DST: i32 = 4;
+/// Number of the only policy that these may have.
+pub(super) const CLUSTER_PROVIDED: i32 = 6;
+
+fn original_destination(message: &DynamicMessage, place: &Place<'_>, violations: &mut Vec<super::Violation>) {
+    let number = |field: &str| message.get_field_by_name(field).and_then(|value| value.as_enum_number());
+    let policy = message.descriptor().get_field_by_name("lb_policy").map(|field| field.number());
+    let awaited = awaited(message, place.holes);
+    let may_come = awaited.contains(&0) || policy.is_some_and(|policy| awaited.contains(&policy));
+    if number("type") == Some(ORIGINAL_DST)
+        && number("lb_policy") != Some(CLUSTER_PROVIDED)
+        && !message.has_field_by_name("load_balancing_policy")
+        && !may_come
+    {
+        let why = "a cluster of type ORIGINAL_DST must have the policy CLUSTER_PROVIDED";
+        violations.push(place.at(&Step::Field("lb_policy")).violation("original_dst", why));
+    }
+}
+
 /// A cluster that resolves hosts by itself must check the names that it connects to, unless it says that it need not. Without
 /// any options Envoy fills in that it does; with some it does not.
-pub(super) fn judge(message: &DynamicMessage, place: &Place<'_>, violations: &mut Vec<super::Violation>) {
-    if message.descriptor().full_name() != "envoy.config.cluster.v3.Cluster" || !resolves_hosts(message) {
+fn resolving(message: &DynamicMessage, place: &Place<'_>, violations: &mut Vec<super::Violation>) {
+    if !resolves_hosts(message) {
         return;
     }
     let options = message.get_field_by_name("typed_extension_protocol_options");

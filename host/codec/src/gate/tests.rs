@@ -36,7 +36,7 @@ fn shallow_rules() {
     );
     assert_eq!(
         violations(CLUSTER, json!({"name": "a", "transport_socket": {}, "per_connection_buffer_limit_bytes": 0})),
-        ["transport_socket.name string.min_len"]
+        ["transport_socket.name string.min_len", "transport_socket.typed_config extension"]
     );
 }
 
@@ -73,6 +73,51 @@ fn what_is_within_an_any_counts() {
     });
     let listener = json!({"filter_chains": [{"filters": [{"name": "hcm", "typed_config": hcm}]}]});
     assert_eq!(violations(LISTENER, listener), ["filter_chains[0].filters[0].typed_config.stat_prefix string.min_len"]);
+}
+
+#[test]
+fn what_ends_a_chain_is_its_last_filter() {
+    const MANAGER: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+    let http = |name: &str, of: &str| json!({"name": name, "typed_config": {"@type": format!("type.googleapis.com/envoy.extensions.filters.http.{of}")}});
+    let (router, fault) = (|| http("r", "router.v3.Router"), || http("f", "fault.v3.HTTPFault"));
+    let manager = |filters: serde_json::Value| {
+        let routes = json!({"config_source": {"ads": {}}, "route_config_name": "80"});
+        violations(MANAGER, json!({"stat_prefix": "s", "rds": routes, "http_filters": filters}))
+    };
+    let nothing: [&str; 0] = [];
+    assert_eq!(manager(json!([fault(), router()])), nothing);
+    assert_eq!(manager(json!([router(), fault()])), ["http_filters[0] terminal", "http_filters[1] terminal"]);
+    assert_eq!(manager(json!([fault()])), ["http_filters[0] terminal"]);
+    let discovered = json!({"name": "d", "config_discovery": {"config_source": {"ads": {}}, "type_urls": ["a"]}});
+    assert_eq!(manager(json!([router(), discovered])), ["http_filters[0] terminal"]);
+    assert_eq!(manager(json!([{"name": "envoy.filters.http.router"}])), ["http_filters[0].typed_config extension"]);
+    assert_eq!(manager(json!([{"name": "n", "is_optional": true}, router()])), nothing);
+
+    let tcp = json!({"name": "t", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", "stat_prefix": "s", "cluster": "c"}});
+    let limit = json!({"name": "l", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit",
+        "stat_prefix": "s", "max_connections": 1}});
+    let listener = |filters: serde_json::Value| violations(LISTENER, json!({"filter_chains": [{"filters": filters}]}));
+    assert_eq!(listener(json!([limit, tcp])), nothing);
+    assert_eq!(listener(json!([])), nothing, "connections are closed at once");
+    let wrong = ["filter_chains[0].filters[0] terminal", "filter_chains[0].filters[1] terminal"];
+    assert_eq!(listener(json!([tcp, limit])), wrong);
+    assert_eq!(violations(LISTENER, json!({"name": "l"})), ["filter_chains chains"]);
+    assert_eq!(violations(LISTENER, json!({"name": "l", "udp_listener_config": {}})), nothing);
+}
+
+#[test]
+fn where_connections_were_going_to_is_chosen_by_the_cluster() {
+    let of = |fields: serde_json::Value| {
+        let mut cluster = json!({"name": "a", "type": "ORIGINAL_DST"});
+        cluster.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        violations(CLUSTER, cluster)
+    };
+    assert_eq!(of(json!({"lb_policy": "CLUSTER_PROVIDED"})), Vec::<String>::new());
+    assert_eq!(of(json!({"lb_policy": "RING_HASH"})), ["lb_policy original_dst"]);
+    assert_eq!(of(json!({})), ["lb_policy original_dst"]);
+    assert_eq!(of(json!({"type": "STATIC"})), Vec::<String>::new());
 }
 
 #[test]

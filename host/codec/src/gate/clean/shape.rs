@@ -9,7 +9,7 @@ use prost_reflect::{EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor};
 use trysail_proto::descriptors;
 
 use super::super::plan::{self, Check, MessagePlan, Rules};
-use super::super::{Target, check};
+use super::super::{Target, check, filters};
 
 /// A message.
 pub(super) struct Shape {
@@ -24,6 +24,18 @@ pub(super) struct Shape {
     pub(super) is_large: bool,
     /// What it is read for besides its fields' rules.
     pub(super) reading: Reading,
+    /// Fields of which one is there, as bits of indexes; none when nothing is wanted.
+    pub(super) one_of: u128,
+    /// Filters in order.
+    pub(super) chain: Option<Filters>,
+}
+
+/// Filters in order, by the numbers of the fields.
+pub(super) struct Filters {
+    pub(super) filters: u32,
+    pub(super) config: u32,
+    /// Types of those that end the chain.
+    pub(super) ends: &'static [&'static str],
 }
 
 /// A field.
@@ -107,6 +119,7 @@ pub(super) enum Reading {
     Cluster {
         name: u32,
         r#type: u32,
+        lb_policy: u32,
         cluster_type: u32,
         eds: u32,
         eds_config: u32,
@@ -173,6 +186,11 @@ impl Shape {
             is_disabled: plan.is_some_and(|plan| plan.is_disabled),
             is_large: fields.len() > 128 || message.oneofs().len() > 64,
             reading: reading(message),
+            one_of: one_of(message.full_name())
+                .iter()
+                .filter_map(|name| message.get_field_by_name(name))
+                .fold(0, |all, field| all | bit(field.number())),
+            chain: chain(message),
             fields,
         }
     }
@@ -353,6 +371,23 @@ impl Scalar {
     }
 }
 
+/// Fields of a message of which one has to be there.
+fn one_of(full_name: &str) -> &'static [&'static str] {
+    if full_name == "envoy.config.listener.v3.Listener" {
+        return &filters::RECEIVES;
+    }
+    let found = filters::EXTENSIONS.iter().find(|(name, _)| *name == full_name);
+    found.map(|(_, fields)| *fields).unwrap_or_default()
+}
+
+/// The filters that a message has in order.
+fn chain(message: &MessageDescriptor) -> Option<Filters> {
+    let chain = filters::CHAINS.iter().find(|chain| chain.message == message.full_name())?;
+    let filters = message.get_field_by_name(chain.filters)?;
+    let config = filters.kind().as_message()?.get_field_by_name("typed_config")?.number();
+    Some(Filters { filters: filters.number(), config, ends: chain.ends })
+}
+
 /// What a message is read for, with the numbers of the fields that it takes.
 fn reading(message: &MessageDescriptor) -> Reading {
     const ADS: (&str, &str) = ("envoy.config.core.v3.ConfigSource", "ads");
@@ -376,6 +411,7 @@ fn reading(message: &MessageDescriptor) -> Reading {
         "envoy.config.cluster.v3.Cluster" => Reading::Cluster {
             name: own("name"),
             r#type: own("type"),
+            lb_policy: own("lb_policy"),
             cluster_type: own("cluster_type"),
             eds: own("eds_cluster_config"),
             eds_config: of("envoy.config.cluster.v3.Cluster.EdsClusterConfig", "eds_config"),
