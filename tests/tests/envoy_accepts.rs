@@ -80,7 +80,7 @@ fn envoy_takes_what_the_gate_lets_through_and_nothing_else() {
     let asked = distinct(gated.iter().flat_map(|(key, list)| list.iter().map(move |resource| (key, resource))));
     let refused = validator.refused(&asked).unwrap();
     // Extensions that this Envoy lacks another one may have.
-    let refused: Vec<_> = refused.into_iter().filter(|refused| !is_unknown_type(&refused.words)).collect();
+    let refused: Vec<_> = refused.into_iter().filter(|refused| !stock::is_unknown_type(&refused.words)).collect();
     let lines: Vec<String> =
         refused.iter().map(|refused| format!("{}\n    {}", asked[refused.index].origin, refused.words)).collect();
     println!("{} distinct resources of {} scenarios, {} refused", asked.len(), scenarios.len(), lines.len());
@@ -101,12 +101,6 @@ fn envoy_takes_what_the_gate_lets_through_and_nothing_else() {
     let taken = (0..held.len()).filter(|i| !refused.contains(i));
     wrong.extend(taken.map(|i| format!("Envoy takes what the gate holds back: {}", held[i].origin)));
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-}
-
-/// Whether it is refused for an extension of a type that the Envoy was not built with.
-fn is_unknown_type(words: &str) -> bool {
-    const UNKNOWN: &str = "Didn't find a registered implementation";
-    words.contains(UNKNOWN) && !words.contains("with type URL: ''")
 }
 
 /// What the proxy of a resource was sent.

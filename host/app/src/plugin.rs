@@ -5,6 +5,8 @@
 //!                                          run, diff: a folder      (what would change for which proxy)
 //!                                          inspect                  (line, hooks, questions, limits, size)
 //!                                          bench                    (cost of a fragment, and of a mesh)
+//!
+//! EnvoyFilters ──import──▶ plugins without code
 //! ```
 //!
 //! All of them run the plugin as the control plane does, over the same stages, sandbox, terms and gate.
@@ -12,6 +14,7 @@
 mod bench;
 mod build;
 mod cases;
+mod import;
 mod inspect;
 mod rehearsal;
 
@@ -85,6 +88,21 @@ pub enum Command {
         #[command(flatten)]
         on: On,
     },
+    /// Writes EnvoyFilters as plugins without code; what no hook means the same as stays an EnvoyFilter. Exit code 0 when nothing stays,
+    /// and nothing differs.
+    Import {
+        /// A file with EnvoyFilters, of YAML or JSON; lists will do, as `kubectl get envoyfilters -A -o yaml` writes them.
+        file: PathBuf,
+        /// Where to write what takes their place; to the standard output when left out.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        /// A folder with a mesh: says what its proxies are sent otherwise with the plugins than with the EnvoyFilters.
+        #[arg(long, value_name = "DIR")]
+        check: Option<PathBuf>,
+        /// The control plane's namespace, whose plugins reach all others.
+        #[arg(long, value_name = "NAMESPACE", default_value = "istio-system")]
+        root_namespace: String,
+    },
     /// Shows a component: line of interfaces, hooks, what it can ask, schema of its configuration, size, digest.
     Inspect {
         /// The component.
@@ -142,6 +160,9 @@ pub fn run(command: Command) -> Result<bool> {
         }
         Command::Run { component, folder, on } => show(&Rehearsal::of_component(&component, &folder, &on)?, &on),
         Command::Diff { folder, plugins, on } => show(&Rehearsal::of_folder(&folder, plugins.as_deref(), &on)?, &on),
+        Command::Import { file, out, check, root_namespace } => {
+            import::import(&file, out.as_deref(), check.as_deref(), &root_namespace)
+        }
         Command::Inspect { component, json } => inspect::inspect(&component, json).map(|()| true),
         Command::Bench { component, services, configuration } => {
             bench::bench(&component, services, configuration.as_deref()).map(|()| true)

@@ -92,7 +92,7 @@ fn proxy(case: &Value) -> Proxy {
 /// The case's messages after the patches, as JSON.
 fn patched(case: &Value, folder: &Path) -> Vec<Value> {
     let (type_url, message, function, added) = kind(case["object"].as_str().expect("an object"));
-    let options = Options { ignore_unknown: false };
+    let options = Options::strict();
     let mut items = Output::empty();
     for (i, given) in messages(&folder.join("input.yaml")).iter().enumerate() {
         let bytes = json::from_json(message, given, options).expect("a message of Envoy");
@@ -165,7 +165,7 @@ fn given_messages_are_patched_as_istio_does() {
         let expected: Vec<Value> = messages(&folder.join("expected.yaml"))
             .iter()
             .map(|given| {
-                let bytes = json::from_json(message, given, Options { ignore_unknown: false }).expect("a message");
+                let bytes = json::from_json(message, given, Options::strict()).expect("a message");
                 json::to_json(message, &bytes).expect("a message of Envoy")
             })
             .collect();

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use trysail::plugin::{Change, On, Rehearsal};
+use trysail::plugin::{self, Change, Command, On, Rehearsal};
 
 fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples")
@@ -61,6 +61,31 @@ fn in_one_order(mut sent: Sent, use_name: &str) -> Sent {
 
 fn on_a_big_stack(test: impl FnOnce() + Send + 'static) {
     std::thread::Builder::new().stack_size(trysail_stages::STACK).spawn(test).unwrap().join().unwrap();
+}
+
+#[test]
+fn each_envoy_filter_is_imported_as_a_plugin_that_does_the_same() {
+    on_a_big_stack(|| {
+        let mut n_uses = 0;
+        for of in fs::read_dir(examples().join("plugins")).unwrap().flatten().map(|entry| entry.path()) {
+            let file = of.join("envoyfilter.yaml");
+            if !file.is_file() {
+                continue;
+            }
+            n_uses += 1;
+            let made = tempfile::NamedTempFile::new().unwrap();
+            let same = plugin::run(Command::Import {
+                file,
+                out: Some(made.path().to_owned()),
+                check: Some(examples().join("frontend-backend")),
+                root_namespace: "istio-system".to_owned(),
+            });
+            let documents = fs::read_to_string(made.path()).unwrap();
+            assert!(same.unwrap(), "{}: {documents}", of.display());
+            assert!(documents.contains("kind: Plugin") && !documents.contains("kind: EnvoyFilter"), "{documents}");
+        }
+        assert_eq!(n_uses, 10);
+    });
 }
 
 #[test]

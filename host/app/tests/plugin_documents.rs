@@ -186,6 +186,44 @@ fn security_is_not_weakened() {
 }
 
 #[test]
+fn another_spelling_is_judged_as_what_is_sent() {
+    on_a_big_stack(|| {
+        let plain = mesh(&[]);
+        let off = json!({"envoy.filters.http.rbac": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBACPerRoute"}});
+        for spelling in ["typed_per_filter_config", "typedPerFilterConfig"] {
+            let value = json!({spelling: off});
+            let patches = json!([{"hook": "virtual-hosts", "merge": {"value": value}}]);
+            let mesh = mesh(&[patch("off", patches, json!({}))]);
+            let rds = |mesh: &Mesh| mesh.resources("rds", "envoy.config.route.v3.RouteConfiguration");
+            assert_eq!(rds(&mesh), rds(&plain), "{spelling}");
+            assert!(mesh.said().iter().any(|line| line.contains("authenticates or authorizes")), "{spelling}");
+            let rights = json!({"rights": {"mayWeakenSecurity": true, "writes": [
+                {"hook": "virtual-hosts", "fields": ["include_request_attempt_count"]}]}});
+            let patches = json!([{"hook": "virtual-hosts", "merge": {"value": {spelling: off}}}]);
+            let bounded = self::mesh(&[patch("off", patches, rights)]);
+            assert_eq!(rds(&bounded), rds(&plain), "{spelling}");
+        }
+    });
+}
+
+#[test]
+fn what_is_set_of_a_oneof_takes_the_place_of_the_rest() {
+    on_a_big_stack(|| {
+        let value = json!({"connect_timeout": "9s", "cluster_type": {"name": "envoy.cluster.static"}});
+        let patches =
+            json!([{"hook": "clusters", "service": "*/backend.default.svc.cluster.local", "merge": {"value": value}}]);
+        let mesh = mesh(&[patch("other", patches, json!({}))]);
+        let backend = mesh.backend();
+        assert_eq!(backend["cluster_type"]["name"], "envoy.cluster.static", "{:?}", mesh.said());
+        assert_eq!(backend.get("type"), None);
+        let effects = mesh.engine.plugin_effects();
+        let (_, changes) = &effects["istio-system/other"].examples[0];
+        assert!(changes.iter().any(|change| change.path == "type" && change.after.is_none()), "{changes:?}");
+    });
+}
+
+#[test]
 fn a_tenant_reaches_its_namespace_only() {
     on_a_big_stack(|| {
         let own = mesh(&[in_namespace("default", "slow", timeout("25s"), json!({}))]);

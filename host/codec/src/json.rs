@@ -93,6 +93,25 @@ pub struct Options {
     /// Skip what Istio skips: unknown fields (they are collected), a second spelling of a field (the JSON name wins),
     /// and all but the last field of a oneof. Otherwise these are errors.
     pub ignore_unknown: bool,
+    /// Of several fields of a oneof the last in the document takes the place of the others: what an edit adds comes last.
+    pub last_of_oneof: bool,
+}
+
+impl Options {
+    /// Everything must be as the files have it; the default.
+    pub const fn strict() -> Self {
+        Options { ignore_unknown: false, last_of_oneof: false }
+    }
+
+    /// As Istio reads documents.
+    pub const fn lenient() -> Self {
+        Options { ignore_unknown: true, last_of_oneof: false }
+    }
+
+    /// A message that was edited as JSON.
+    pub const fn edited() -> Self {
+        Options { ignore_unknown: false, last_of_oneof: true }
+    }
 }
 
 /// A document that was read.

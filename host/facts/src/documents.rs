@@ -51,7 +51,7 @@ pub fn document(object: &Object, domain: &str) -> Result<Vec<u8>, String> {
     let Some(message) = message_of(&object.reference.kind) else { return Ok(Vec::new()) };
     let empty = Value::Object(serde_json::Map::new());
     let spec = object.spec();
-    let bytes = from_json(message, if spec.is_null() { &empty } else { &spec }, Options { ignore_unknown: true })
+    let bytes = from_json(message, if spec.is_null() { &empty } else { &spec }, Options::lenient())
         .map_err(|e| e.to_string())?;
     let namespace = &object.reference.namespace;
     Ok(match &*object.reference.kind {

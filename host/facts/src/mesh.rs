@@ -176,7 +176,7 @@ fn override_fields(
             continue;
         };
         let document = Value::Object(Map::from_iter([(key.clone(), value.clone())]));
-        match from_json(message, &document, Options { ignore_unknown: true }) {
+        match from_json(message, &document, Options::lenient()) {
             Ok(bytes) => {
                 for sibling in field.containing_oneof().iter().flat_map(|oneof| oneof.fields()) {
                     fields.remove(&sibling.number());

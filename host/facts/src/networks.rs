@@ -34,7 +34,7 @@ impl Networks {
         if document.is_null() {
             return networks;
         }
-        let read = from_json("istio.mesh.v1alpha1.MeshNetworks", document, Options { ignore_unknown: true });
+        let read = from_json("istio.mesh.v1alpha1.MeshNetworks", document, Options::lenient());
         let parsed = match read.map(|bytes| MeshNetworks::decode(bytes.as_slice())) {
             Ok(Ok(parsed)) => parsed,
             Ok(Err(error)) => return Networks { warnings: vec![format!("mesh networks: {error}")], ..networks },

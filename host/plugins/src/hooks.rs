@@ -179,12 +179,12 @@ pub fn decode(message: &str, items: &[(String, bytes::Bytes)]) -> Result<Items, 
     items.iter().map(decode).collect()
 }
 
-/// An item to protobuf.
+/// An item that was edited to protobuf.
 ///
 /// # Errors
 /// When a field is unknown or has another type; with its path.
 pub fn encode(message: &str, key: &str, value: &Value) -> Result<Vec<u8>, String> {
-    from_json(message, value, json::Options::default()).map_err(|error| format!("item {key:?}: {error}"))
+    from_json(message, value, json::Options::edited()).map_err(|error| format!("item {key:?}: {error}"))
 }
 
 /// Is a part the message that the hook shows? What is packed says what it is; all else is by its place.

@@ -251,6 +251,25 @@ impl trysail_stages::Terms for Terms {
         let Some(new) = Self::after(place, message, &old, &outcome)? else {
             return self.unread(outcome, diagnostics);
         };
+        // What is judged is what will be sent: a field has two spellings, and of a oneof there is one member.
+        let numbers: BTreeMap<&String, usize> = old.iter().map(|(key, _)| key).zip(0..).collect();
+        let mut entries = Vec::with_capacity(new.len());
+        let mut sent = Vec::with_capacity(new.len());
+        for (key, value) in new {
+            // What is as it was keeps its very bytes.
+            let same = numbers.get(&key).copied().filter(|number| old[*number].1 == value);
+            let (bytes, value) = match same {
+                Some(number) => (before[number].1.to_vec(), value),
+                None => {
+                    let bytes = hooks::encode(message, &key, &value).map_err(FaultKind::Edit)?;
+                    let value = trysail_codec::json::to_json(message, &bytes);
+                    (bytes, value.map_err(|error| FaultKind::Edit(format!("item {key:?}: {error}")))?)
+                }
+            };
+            entries.push(Entry::Item(Item::new(key.clone(), Message::encoded(bytes))));
+            sent.push((key, value));
+        }
+        let new = sent;
         let changed = difference::between(&old, &new);
         if changed.is_empty() {
             return Ok(Settled { diagnostics, ..Settled::default() });
@@ -262,17 +281,6 @@ impl trysail_stages::Terms for Terms {
             return Err(FaultKind::Rights(why));
         }
         let effects = Effects { list: difference::shortened(changed), is_shadow: self.is_shadow };
-        let mut entries = Vec::with_capacity(new.len());
-        let numbers: BTreeMap<&String, usize> = old.iter().map(|(key, _)| key).zip(0..).collect();
-        for (key, value) in &new {
-            // What is as it was keeps its very bytes.
-            let same = numbers.get(key).copied().filter(|number| old[*number].1 == *value);
-            let bytes = match same {
-                Some(number) => before[number].1.to_vec(),
-                None => hooks::encode(message, key, value).map_err(FaultKind::Edit)?,
-            };
-            entries.push(Entry::Item(Item::new(key.clone(), Message::encoded(bytes))));
-        }
         Ok(Settled { entries: (!self.is_shadow).then_some(entries), diagnostics, effects })
     }
 

@@ -157,11 +157,16 @@ pub fn target(point: &str, function: Option<&str>, args: &[String]) -> Target {
             let number = at_gateway.unwrap_or_else(|| name.rsplit(':').next().map_or(0, port));
             Target { direction: direction.into(), name, port: number, ..Target::default() }
         }
+        "virtual-host" if function == Some("inbound-host") => {
+            let service = if text(1).contains('/') { text(1) } else { String::new() };
+            let direction = "inbound".into();
+            let target = Target { direction, service, port: port(&text(3)), name: text(0), ..Target::default() };
+            target.with(WORKLOAD_PORT, text(2))
+        }
         "virtual-host" => {
             let name = text(0);
-            let direction = if name.starts_with("inbound|") { "inbound" } else { "outbound" };
-            let direction = if function == Some("gateway-host") { "gateway" } else { direction };
-            let number = name.rsplit([':', '|']).next().map_or(0, port);
+            let direction = if function == Some("gateway-host") { "gateway" } else { "outbound" };
+            let number = name.rsplit(':').next().map_or(0, port);
             Target { direction: direction.into(), name, port: number, ..Target::default() }
         }
         "listener" => {
@@ -174,7 +179,10 @@ pub fn target(point: &str, function: Option<&str>, args: &[String]) -> Target {
             };
             Target { direction: direction.into(), name, port: number, ..Target::default() }
         }
-        _ => Target { direction: text(0), service: text(1), port: port(&text(2)), ..Target::default() },
+        _ => {
+            let target = Target { direction: text(0), service: text(1), port: port(&text(2)), ..Target::default() };
+            if args.len() > 3 { target.with(WORKLOAD_PORT, text(3)) } else { target }
+        }
     }
 }
 
@@ -207,9 +215,15 @@ mod tests {
         };
         let one = |name: &str, value: &str| vec![(name.to_owned(), value.to_owned())];
         assert_eq!(attributes("routes", "gateway-routes", &["n/v", "80", "n/g"]), one("gateway", "n/g"));
+        assert_eq!(attributes("http-filters", "", &["inbound", "n/h", "80", "8080"]), one("workload-port", "8080"));
+        assert_eq!(
+            attributes("virtual-host", "inbound-host", &["x", "n/h", "8080", "80"]),
+            one("workload-port", "8080")
+        );
         assert_eq!(attributes("inbound-clusters", "inbound-port", &["8080"]), one("workload-port", "8080"));
         assert_eq!(attributes("route-configuration", "inbound", &["n/h", "8080", "80"]), one("workload-port", "8080"));
-        assert_eq!(of("virtual-host", None, &["inbound|http|80"]), about("inbound", "", 80, "inbound|http|80"));
+        let inbound = of("virtual-host", Some("inbound-host"), &["inbound|http|80", "n/h.x", "8080", "80", "HTTP"]);
+        assert_eq!(inbound, about("inbound", "n/h.x", 80, "inbound|http|80"));
         assert_eq!(of("virtual-host", None, &["h.x:80"]), about("outbound", "", 80, "h.x:80"));
         let routes = |name: &str| of("route-configuration", Some("unpatched"), &[name]);
         assert_eq!(routes("80"), about("outbound", "", 80, "80"));

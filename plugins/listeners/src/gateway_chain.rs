@@ -23,7 +23,7 @@ use crate::http::{Kind, Manager, Routes};
 use crate::matrix::Alpn;
 use crate::naming;
 use crate::network::{self, Target};
-use crate::parts::{self, CHAIN_FILTERS, own};
+use crate::parts::{self, CHAIN_FILTERS, Port, own};
 use crate::routed::{self, Router};
 use crate::secrets;
 use crate::tls::{self, Inside};
@@ -42,7 +42,7 @@ pub fn manager<'a>(listener: &str, routes: &str, protocol: Protocol, port: u32, 
         protocol,
         dynamic_host: "",
         service: "",
-        port,
+        port: Port::Any(port),
         http3,
     }
 }
@@ -50,7 +50,7 @@ pub fn manager<'a>(listener: &str, routes: &str, protocol: Protocol, port: u32, 
 /// Filters of a chain that serves HTTP.
 pub fn http_filters(ctx: &Ctx<'_>, manager: Manager<'_>, port: u32) -> Message {
     Message::default()
-        .hole(CHAIN_FILTERS, parts::network_filter_hook(DIRECTION, "", port))
+        .hole(CHAIN_FILTERS, parts::network_filter_hook(DIRECTION, "", Port::Any(port)))
         .field(CHAIN_FILTERS, manager.filter(ctx))
 }
 

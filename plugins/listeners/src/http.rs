@@ -29,7 +29,9 @@ use trysail_sdk::proto::udpa::r#type::v1::TypedStruct;
 use trysail_sdk::{CallRef, Ctx, Failure, Item, Message, Output};
 
 use crate::headers::Headers;
-use crate::parts::{self, HCM_HTTP_FILTERS, HCM_ROUTE_CONFIG, HCM_TRACING, filter_of, list, object, own, text, truth};
+use crate::parts::{
+    self, HCM_HTTP_FILTERS, HCM_ROUTE_CONFIG, HCM_TRACING, Port, filter_of, list, object, own, text, truth,
+};
 use crate::{access_log, connection, dns, node};
 
 /// Where an HTTP connection manager stands.
@@ -106,7 +108,7 @@ pub struct Manager<'a> {
     /// Service key for plugins, or empty.
     pub service: &'a str,
     /// Port for plugins.
-    pub port: u32,
+    pub port: Port,
     /// HTTP/3, over QUIC.
     pub http3: bool,
 }

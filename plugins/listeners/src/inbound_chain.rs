@@ -12,7 +12,7 @@ use crate::inbound::{own_address, peer_policy, sidecar};
 use crate::matrix::{self, Row, Security};
 use crate::network::{self, Target};
 use crate::node::{self, Families};
-use crate::parts::{self, CHAIN_FILTERS, CHAIN_TRANSPORT_SOCKET, own};
+use crate::parts::{self, CHAIN_FILTERS, CHAIN_TRANSPORT_SOCKET, Port, own};
 use crate::{naming, tls, unknown};
 
 /// Where a port comes from.
@@ -125,6 +125,11 @@ impl InboundPort {
         }
     }
 
+    /// As plugins are told of it.
+    fn for_plugins(&self) -> Port {
+        Port::Inbound(self.port, self.target_port)
+    }
+
     /// The call for the routes of HTTP. Spans through a Sidecar's ports are named after the Sidecar.
     pub fn routes(&self, ctx: &Ctx<'_>) -> Result<CallRef, Failure> {
         let named = match self.kind {
@@ -224,7 +229,7 @@ fn filters(port: &InboundPort, row: &Row, chain: Message) -> Message {
     let chain = chain.hole(CHAIN_FILTERS, own("metadata-exchange", [""; 0]));
     let chain = if row.http { chain } else { chain.hole(CHAIN_FILTERS, parts::stats("inbound")) };
     chain
-        .hole(CHAIN_FILTERS, parts::network_filter_hook("inbound", &port.service, port.port))
+        .hole(CHAIN_FILTERS, parts::network_filter_hook("inbound", &port.service, port.for_plugins()))
         .hole(CHAIN_FILTERS, port.filters(if row.http { "inbound-http" } else { "inbound-tcp" }))
 }
 
@@ -249,7 +254,7 @@ pub fn http(ctx: &Ctx<'_>, args: &[String]) -> Result<Output, Failure> {
         protocol: port.protocol,
         dynamic_host: "",
         service: &port.service,
-        port: port.port,
+        port: port.for_plugins(),
         http3: false,
     };
     let mut output = Output::empty();

@@ -14,7 +14,7 @@ use trysail_sdk::proto::istio::networking::v1alpha3::{
 };
 use trysail_sdk::{Ctx, Failure, Item, Message, Output};
 
-use crate::parts::{self, CHAIN_FILTERS, filter_of, list, network_filter, text};
+use crate::parts::{self, CHAIN_FILTERS, Port, filter_of, list, network_filter, text};
 use crate::{access_log, dns, http, node};
 
 const TCP_PROXY: &str = "envoy.filters.network.tcp_proxy";
@@ -216,7 +216,8 @@ impl Terminal<'_> {
             let config = dns::sni_forward_proxy(dns::cache_of_host(ctx, self.dynamic_host)?, self.port);
             chain = chain.field(CHAIN_FILTERS, network_filter(dns::SNI_FORWARD_PROXY, &config));
         }
-        chain = chain.hole(CHAIN_FILTERS, parts::network_filter_hook(self.direction, self.service, self.port));
+        chain =
+            chain.hole(CHAIN_FILTERS, parts::network_filter_hook(self.direction, self.service, Port::Any(self.port)));
         for filter in terminal(ctx, self.protocol, proxy, first_cluster)? {
             chain = chain.field(CHAIN_FILTERS, filter);
         }

@@ -11,7 +11,7 @@ use trysail_sdk::{Ctx, Failure, Item, Message, Output, Severity};
 
 use crate::chain::Chain;
 use crate::http::{Kind, Manager, Routes};
-use crate::parts::{self, CHAIN_FILTERS, LISTENER_DEFAULT_FILTER_CHAIN, LISTENER_FILTER_CHAINS, own};
+use crate::parts::{self, CHAIN_FILTERS, LISTENER_DEFAULT_FILTER_CHAIN, LISTENER_FILTER_CHAINS, Port, own};
 use crate::tcp::{Builder, TcpPart};
 use crate::{net, node};
 
@@ -152,11 +152,11 @@ fn http_chain(ctx: &Ctx<'_>, part: &HttpPart, bind: &str, port: u32) -> Result<C
         protocol: part.protocol,
         dynamic_host: &part.dynamic_host,
         service: &part.service,
-        port,
+        port: Port::Any(port),
         http3: false,
     };
     let filters = Message::default()
-        .hole(CHAIN_FILTERS, parts::network_filter_hook("outbound", &part.service, port))
+        .hole(CHAIN_FILTERS, parts::network_filter_hook("outbound", &part.service, Port::Any(port)))
         .field(CHAIN_FILTERS, manager.filter(ctx));
     Ok(Chain {
         alpn: if part.sniffs { node::plaintext_alpn(ctx)? } else { Vec::new() },
@@ -254,12 +254,12 @@ pub fn http_proxy(ctx: &Ctx<'_>) -> Result<Output, Failure> {
         protocol: Protocol::HttpProxy,
         dynamic_host: "",
         service: "",
-        port,
+        port: Port::Any(port),
         http3: false,
     };
     let chain = Chain {
         filters: Message::default()
-            .hole(CHAIN_FILTERS, parts::network_filter_hook("outbound", "", port))
+            .hole(CHAIN_FILTERS, parts::network_filter_hook("outbound", "", Port::Any(port)))
             .field(CHAIN_FILTERS, manager.filter(ctx)),
         ..Default::default()
     };

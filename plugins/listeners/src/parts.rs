@@ -47,13 +47,34 @@ pub fn stats(direction: &str) -> CallRef {
 }
 
 /// What plugins insert before the last HTTP filter.
-pub fn http_filter_hook(slot: &str, direction: &str, service: &str, port: u32) -> CallRef {
-    CallRef::new("hooks", slot, [direction, service, &port.to_string()])
+pub fn http_filter_hook(slot: &str, direction: &str, service: &str, port: Port) -> CallRef {
+    CallRef::new("hooks", slot, port.after([direction, service]))
 }
 
 /// What plugins insert before the terminal network filter.
-pub fn network_filter_hook(direction: &str, service: &str, port: u32) -> CallRef {
-    CallRef::new("hooks", "network-filters", [direction, service, &port.to_string()])
+pub fn network_filter_hook(direction: &str, service: &str, port: Port) -> CallRef {
+    CallRef::new("hooks", "network-filters", port.after([direction, service]))
+}
+
+/// A port as plugins are told of it.
+#[derive(Clone, Copy)]
+pub enum Port {
+    /// Of a service or listener; 0 for all.
+    Any(u32),
+    /// Of a service at a workload that listens on the other.
+    Inbound(u32, u32),
+}
+
+impl Port {
+    /// The arguments of a hook point: what comes before, and the port.
+    fn after(self, first: [&str; 2]) -> Vec<String> {
+        let (port, workload) = match self {
+            Port::Any(port) => (port, None),
+            Port::Inbound(port, workload) => (port, Some(workload)),
+        };
+        let numbers = [Some(port), workload].into_iter().flatten().map(|number| number.to_string());
+        first.map(str::to_owned).into_iter().chain(numbers).collect()
+    }
 }
 
 /// A network filter with a configuration.

@@ -17,7 +17,7 @@ use crate::headers::Headers;
 use crate::http::{Kind, Manager, Routes};
 use crate::network::{self, Target};
 use crate::node::{self, Families, Interception};
-use crate::parts::{self, CHAIN_FILTERS, LISTENER_FILTER_CHAINS, own};
+use crate::parts::{self, CHAIN_FILTERS, LISTENER_FILTER_CHAINS, Port, own};
 use crate::{access_log, dns, naming};
 
 /// `listeners/unknown-destination`: the filters for connections to destinations that no service stands for.
@@ -111,7 +111,7 @@ fn resolved_http(ctx: &Ctx<'_>) -> Result<Message, Failure> {
         protocol: Protocol::Http,
         dynamic_host: "",
         service: "",
-        port: 0,
+        port: Port::Any(0),
         http3: false,
     };
     let head = FilterChain {

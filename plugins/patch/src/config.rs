@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 use trysail_sdk::hooks::fits;
-use trysail_sdk::{Edit, Failure, Position, Target};
+use trysail_sdk::{Ctx, Edit, Failure, Position, Target};
 
 /// The configuration.
 #[derive(Debug, Default, Deserialize)]
@@ -33,6 +33,9 @@ pub struct Patch {
     /// Name of what the fragment is; `*` as above.
     #[serde(default)]
     pub name: Option<String>,
+    /// Type of the proxy, `sidecar`, `router` (a gateway) or `waypoint`.
+    #[serde(default, rename = "proxyType")]
+    pub proxy_type: Option<String>,
     /// Attributes that it must have, by name; `*` as above.
     #[serde(default)]
     pub attributes: BTreeMap<String, String>,
@@ -120,7 +123,12 @@ impl Patch {
         Ok(())
     }
 
-    pub(crate) fn selects(&self, target: &Target) -> bool {
+    /// Is the fragment among those it is about? Asks for the proxy's type only where it is told one.
+    pub(crate) fn selects(&self, ctx: &Ctx<'_>, target: &Target) -> bool {
+        self.is_about(target) && self.proxy_type.as_ref().is_none_or(|of| ctx.proxy("type").as_ref() == Some(of))
+    }
+
+    fn is_about(&self, target: &Target) -> bool {
         let matches = |pattern: &Option<String>, text: &str| pattern.as_ref().is_none_or(|pattern| fits(pattern, text));
         self.direction.as_ref().is_none_or(|direction| *direction == target.direction)
             && matches(&self.service, &target.service)
@@ -181,14 +189,14 @@ mod tests {
     fn a_selector_says_what_a_fragment_is_about() {
         let of = |service: &str| patch(json!({"hook": "clusters", "service": service, "remove": "a"}));
         let cart = service("shop/cart.shop.svc.cluster.local");
-        assert!(of("shop/*").selects(&cart) && of("*.cluster.local").selects(&cart) && of("*").selects(&cart));
-        assert!(of("*cart*").selects(&cart) && of("shop/cart.shop.svc.cluster.local").selects(&cart));
-        assert!(!of("shop/car").selects(&cart) && !of("bank/*").selects(&cart) && !of("*.local.").selects(&cart));
+        assert!(of("shop/*").is_about(&cart) && of("*.cluster.local").is_about(&cart) && of("*").is_about(&cart));
+        assert!(of("*cart*").is_about(&cart) && of("shop/cart.shop.svc.cluster.local").is_about(&cart));
+        assert!(!of("shop/car").is_about(&cart) && !of("bank/*").is_about(&cart) && !of("*.local.").is_about(&cart));
         let port = patch(json!({"hook": "clusters", "port": 81, "remove": "a"}));
         let inbound = patch(json!({"hook": "clusters", "direction": "inbound", "remove": "a"}));
-        assert!(!port.selects(&cart) && !inbound.selects(&cart));
+        assert!(!port.is_about(&cart) && !inbound.is_about(&cart));
         let at = patch(json!({"hook": "routes", "attributes": {"gateway": "istio-system/*"}, "remove": "a"}));
-        assert!(at.selects(&Target::default().with("gateway", "istio-system/edge")) && !at.selects(&cart));
+        assert!(at.is_about(&Target::default().with("gateway", "istio-system/edge")) && !at.is_about(&cart));
     }
 
     #[test]

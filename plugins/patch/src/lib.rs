@@ -1,8 +1,8 @@
 //! The built-in plugin `patch`: configuration in place of code.
 //!
 //! ```text
-//! configuration ─ patches: [{hook, direction, service, port, name, item} ─ which fragments
-//!                           {operations | merge | insert | remove | put}]  ─ what becomes of them
+//! configuration ─ patches: [{hook, direction, service, port, name, attributes, proxyType, item} ─ which fragments
+//!                           {operations | merge | set | insert | remove | put}]               ─ what becomes of them
 //! ```
 //!
 //! It knows no field of Envoy's: fields are paths, and the host checks what comes of them. A selector says what a fragment is
@@ -61,7 +61,7 @@ fn at(hook: &str, ctx: &Ctx<'_>, target: &Target) -> Result<Edits, Failure> {
     let mut edits = Edits::none();
     for (number, patch) in config.patches.iter().enumerate() {
         patch.check(number)?;
-        if patch.hook == hook && patch.selects(target) {
+        if patch.hook == hook && patch.selects(ctx, target) {
             edits.edits.extend(patch.edits());
         }
     }

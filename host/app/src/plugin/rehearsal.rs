@@ -1,6 +1,6 @@
 //! A rehearsal: what proxies would be sent with plugins and without them, and what differs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
@@ -175,10 +175,7 @@ impl Rehearsal {
     /// # Errors
     /// When a resource cannot be printed.
     pub fn sent(&self) -> Result<BTreeMap<(String, String), BTreeMap<String, Value>>> {
-        let engine = match self.engine(true) {
-            Ok((engine, _)) => engine,
-            Err(_) => self.plain()?,
-        };
+        let (engine, _) = self.served()?;
         let mut sent = BTreeMap::new();
         for proxy in &self.proxies {
             for (kind, items) in made(&engine, proxy)?.items {
@@ -188,15 +185,39 @@ impl Rehearsal {
         Ok(sent)
     }
 
-    /// What differs for each proxy.
+    /// An engine with the plugins if there are any, and what is wrong with them.
+    fn served(&self) -> Result<(Arc<Engine>, Vec<String>)> {
+        self.engine(true).or_else(|_| self.engine(false))
+    }
+
+    /// Has other objects stand in the folder: those of `gone` are not there, and `more` are.
+    pub(super) fn replace(&mut self, gone: &BTreeSet<ObjectRef>, more: Vec<Arc<Object>>) {
+        self.folder.objects.retain(|object| !gone.contains(&object.reference));
+        self.folder.objects.extend(more);
+    }
+
+    /// What differs for each proxy with the plugins.
     ///
     /// # Errors
     /// When there is no plugin at all.
     pub fn run(&self) -> Result<Rehearsed> {
         let ((plain, _), (with, errors)) = (self.engine(false)?, self.engine(true)?);
+        self.compare(&plain, &with, errors)
+    }
+
+    /// What differs for each proxy from what another folder of the same proxies leads to.
+    ///
+    /// # Errors
+    /// When a resource cannot be printed.
+    pub(super) fn instead_of(&self, other: &Rehearsal) -> Result<Rehearsed> {
+        let ((before, _), (after, errors)) = (other.served()?, self.served()?);
+        self.compare(&before, &after, errors)
+    }
+
+    fn compare(&self, before: &Arc<Engine>, after: &Arc<Engine>, errors: Vec<String>) -> Result<Rehearsed> {
         let mut found = Rehearsed { errors, ..Rehearsed::default() };
         for proxy in &self.proxies {
-            let (before, after) = (made(&plain, proxy)?, made(&with, proxy)?);
+            let (before, after) = (made(before, proxy)?, made(after, proxy)?);
             let mut changes = Vec::new();
             for kind in ["cds", "eds", "lds", "rds", "ecds"] {
                 let empty = Vec::new();

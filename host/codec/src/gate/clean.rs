@@ -96,7 +96,7 @@ impl Pass {
             return None;
         }
         if let Some(chain) = &shape.chain
-            && !shape.index(chain.filters).is_some_and(|index| awaited & (1 << index) != 0)
+            && shape.index(chain.filters).is_none_or(|index| awaited & (1 << index) == 0)
         {
             in_order(bytes, chain)?;
         }

@@ -31,6 +31,25 @@ struct Parser<'v> {
     unknown_fields: Vec<String>,
 }
 
+/// Of the fields of a oneof only the last stays.
+fn keep_last_of_oneofs(found: &mut Vec<(FieldDescriptor, &str, &Value)>) {
+    let mut taken = Vec::new();
+    let mut kept: Vec<_> = std::mem::take(found)
+        .into_iter()
+        .rev()
+        .filter(|(field, _, value)| match field.containing_oneof() {
+            Some(oneof) if taken.contains(&oneof) => false,
+            Some(oneof) if !value.is_null() => {
+                taken.push(oneof);
+                true
+            }
+            _ => true,
+        })
+        .collect();
+    kept.reverse();
+    *found = kept;
+}
+
 /// A value that fits its field, or what is wrong with it.
 type Fit<T> = Result<T, Problem>;
 
@@ -73,6 +92,9 @@ impl<'v> Parser<'v> {
                     self.path.pop();
                 }
             }
+        }
+        if self.options.last_of_oneof {
+            keep_last_of_oneofs(&mut found);
         }
         // In the order of declaration with the JSON name last, so that when Istio's leniency is asked for the same
         // one of several values wins as there.

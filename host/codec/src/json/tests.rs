@@ -8,8 +8,8 @@ use trysail_proto::{any, istio};
 
 use super::*;
 
-const STRICT: Options = Options { ignore_unknown: false };
-const LENIENT: Options = Options { ignore_unknown: true };
+const STRICT: Options = Options::strict();
+const LENIENT: Options = Options::lenient();
 const CLUSTER: &str = "envoy.config.cluster.v3.Cluster";
 
 fn round_trip(name: &str, json: Value) {
@@ -240,4 +240,19 @@ fn json_names_at_every_depth_and_keys_of_maps_as_they_are() {
         "name": "a",
     });
     assert_eq!(to_json_named(CLUSTER, &bytes, Names::Json).unwrap(), expected);
+}
+
+#[test]
+fn the_last_of_a_oneof_takes_the_place_of_the_others_in_what_was_edited() {
+    const CLUSTER: &str = "envoy.config.cluster.v3.Cluster";
+    let both = json!({"name": "a", "type": "EDS", "cluster_type": {"name": "c"}, "lrs_server": null});
+    assert!(from_json(CLUSTER, &both, STRICT).is_err());
+    let bytes = from_json(CLUSTER, &both, Options::edited()).unwrap();
+    assert_eq!(to_json(CLUSTER, &bytes).unwrap(), json!({"name": "a", "cluster_type": {"name": "c"}}));
+    let other_way = json!({"cluster_type": {"name": "c"}, "name": "a", "type": "EDS"});
+    let bytes = from_json(CLUSTER, &other_way, Options::edited()).unwrap();
+    assert_eq!(to_json(CLUSTER, &bytes).unwrap(), json!({"name": "a", "type": "EDS"}));
+    let unset = json!({"name": "a", "type": "EDS", "cluster_type": null});
+    let bytes = from_json(CLUSTER, &unset, Options::edited()).unwrap();
+    assert_eq!(to_json(CLUSTER, &bytes).unwrap(), json!({"name": "a", "type": "EDS"}), "null is nothing");
 }

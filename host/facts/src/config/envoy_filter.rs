@@ -58,7 +58,7 @@ fn prepared(patch: &EnvoyConfigObjectPatch) -> facts::EnvoyFilterPatch {
         return made;
     };
     let value = Value::Object(structure(value));
-    let (message, unknown) = match json::parse_message(message, &value, Options { ignore_unknown: true }) {
+    let (message, unknown) = match json::parse_message(message, &value, Options::lenient()) {
         Ok(parsed) => parsed,
         Err(json::JsonError::Field { path, problem }) => {
             let dot = if path.is_empty() { "" } else { "." };
@@ -195,8 +195,7 @@ mod tests {
 
     fn one(patch: Value) -> facts::EnvoyFilterPatch {
         let name = "istio.networking.v1alpha3.EnvoyFilter";
-        let bytes =
-            json::from_json(name, &json!({"configPatches": [patch]}), Options { ignore_unknown: true }).unwrap();
+        let bytes = json::from_json(name, &json!({"configPatches": [patch]}), Options::lenient()).unwrap();
         let spec = EnvoyFilter::decode(bytes.as_slice()).unwrap();
         prepare(&object("EnvoyFilter", "n", "a", json!({})), &spec).patches.remove(0)
     }
