@@ -1,127 +1,219 @@
 //! What differs between two versions of a fragment: the ground on which rights, conflicts, shadows and status stand.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Write};
 
 use serde_json::{Map, Value};
 use trysail_stages::Effect;
 
 use crate::hooks::Items;
-use crate::path::{join, join_step, names_of};
+use crate::path::{escape, names_of, push_step};
 
 /// Differences of one fragment that are told apart; what is beyond is summed up in one.
 const MAX_EFFECTS: usize = 200;
-/// Characters of a value that are kept.
+/// Bytes of a value, and of a path, that are kept.
 const MAX_VALUE: usize = 300;
 
-/// The fields that differ, sorted by item and path: all of them, since rights are judged by them.
+/// Some of the fields that differ, sorted by item and path, values shortened.
 pub fn between(before: &Items, after: &Items) -> Vec<Effect> {
-    let mut found = Vec::new();
-    // Looked up, since a plugin may have made as many as it likes.
+    judged(before, after, &mut |_, _| Ok(())).unwrap_or_default()
+}
+
+/// As [`between`], after `judge` was told of every field that differs, by item and path, not only of those that are kept: rights
+/// stand on this. A plugin may have made as many fields as it likes, under names as long as it likes, so that nothing is kept of
+/// more than a few.
+///
+/// # Errors
+/// The first thing that `judge` says.
+pub fn judged(
+    before: &Items,
+    after: &Items,
+    judge: &mut dyn FnMut(&str, &str) -> Result<(), String>,
+) -> Result<Vec<Effect>, String> {
+    let mut found = Found { judge, path: String::new(), list: Vec::new(), more: 0 };
+    // Looked up, since there may be many.
     let by_key = |items: &'_ Items| -> BTreeMap<String, usize> {
         items.iter().rev().map(|(key, _)| key.clone()).zip((0..items.len()).rev()).collect()
     };
     let (in_before, in_after) = (by_key(before), by_key(after));
     for (key, old) in before {
         match in_after.get(key) {
-            Some(number) => values(key, String::new(), old, &after[*number].1, &mut found),
-            None => found.push(effect(key, String::new(), Some(old), None)),
+            Some(number) if *old == after[*number].1 => {}
+            Some(number) => found.values(key, old, &after[*number].1)?,
+            None => found.differs(key, Some(old), None)?,
         }
     }
     for (key, new) in after {
         if !in_before.contains_key(key) {
-            found.push(effect(key, String::new(), None, Some(new)));
+            found.differs(key, None, Some(new))?;
         }
     }
     let kept = |items: &Items, others: &BTreeMap<String, usize>| -> Vec<String> {
         items.iter().map(|(key, _)| key.clone()).filter(|key| others.contains_key(key)).collect()
     };
-    let (old, new) = (kept(before, &in_after), kept(after, &in_before));
-    if old != new {
-        let order = |keys: &[String]| Some(keys.join(", "));
-        found.push(Effect { item: String::new(), path: ORDER.into(), before: order(&old), after: order(&new) });
+    found.order("", &kept(before, &in_after), &kept(after, &in_before))?;
+    let Found { mut list, more, .. } = found;
+    list.sort();
+    if more > 0 {
+        list.push(Effect { item: String::new(), path: format!("and {more} more"), before: None, after: None });
     }
-    found.sort();
-    found
-}
-
-/// As many of them, and as much of their values, as are worth keeping.
-pub fn shortened(mut found: Vec<Effect>) -> Vec<Effect> {
-    if found.len() > MAX_EFFECTS {
-        let more = found.len() - MAX_EFFECTS;
-        found.truncate(MAX_EFFECTS);
-        found.push(Effect { item: String::new(), path: format!("and {more} more"), before: None, after: None });
-    }
-    for text in found.iter_mut().flat_map(|effect| [&mut effect.before, &mut effect.after]).flatten() {
-        if let Some((end, _)) = text.char_indices().nth(MAX_VALUE) {
-            text.truncate(end);
-            text.push_str("...");
-        }
-    }
-    found
+    Ok(list)
 }
 
 /// The path that stands for the order of what is in a list.
 pub const ORDER: &str = "[order]";
 
-fn effect(item: &str, path: String, before: Option<&Value>, after: Option<&Value>) -> Effect {
-    let text = |value: &Value| value.to_string();
-    Effect { item: item.to_owned(), path, before: before.map(text), after: after.map(text) }
+/// What was found so far, and where the look is.
+struct Found<'a> {
+    judge: &'a mut dyn FnMut(&str, &str) -> Result<(), String>,
+    path: String,
+    list: Vec<Effect>,
+    more: usize,
 }
 
-fn values(item: &str, path: String, old: &Value, new: &Value, found: &mut Vec<Effect>) {
-    match (old, new) {
-        _ if old == new => {}
-        (Value::Object(old), Value::Object(new)) => {
-            let empty = Map::new();
-            // Another type is another message.
-            if old.get("@type") != new.get("@type") {
-                let (old, new) = (Value::Object(old.clone()), Value::Object(new.clone()));
-                return found.push(effect(item, path, Some(&old), Some(&new)));
-            }
-            let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
-            for name in names {
-                let below = join(&path, name);
-                match (old.get(name), new.get(name)) {
-                    (Some(old), Some(new)) => values(item, below, old, new, found),
-                    // Field by field, so that rights can be given for fields.
-                    (None, Some(Value::Object(new))) if !new.is_empty() => {
-                        values(item, below, &Value::Object(empty.clone()), &Value::Object(new.clone()), found);
-                    }
-                    (old, new) => found.push(effect(item, below, old, new)),
+impl Found<'_> {
+    /// Here something differs.
+    fn differs(&mut self, item: &str, before: Option<&Value>, after: Option<&Value>) -> Result<(), String> {
+        self.note(item, || (before.map(short), after.map(short)))
+    }
+
+    fn note(
+        &mut self,
+        item: &str,
+        values: impl FnOnce() -> (Option<String>, Option<String>),
+    ) -> Result<(), String> {
+        (self.judge)(item, &self.path)?;
+        if self.list.len() < MAX_EFFECTS {
+            let (before, after) = values();
+            self.list.push(Effect { item: cut(item), path: cut(&self.path), before, after });
+        } else {
+            self.more += 1;
+        }
+        Ok(())
+    }
+
+    /// The order of what is in both, where it differs.
+    fn order(&mut self, item: &str, before: &[String], after: &[String]) -> Result<(), String> {
+        if before == after {
+            return Ok(());
+        }
+        let text = |names: &[String]| {
+            let mut text = Short::default();
+            // It has enough when it says so.
+            let _ = names.iter().zip(std::iter::once("").chain(std::iter::repeat(", "))).try_for_each(|(name, comma)| {
+                text.write_all(comma.as_bytes())?;
+                text.write_all(name.as_bytes())
+            });
+            Some(text.end())
+        };
+        self.at(ORDER, |found| found.note(item, || (text(before), text(after))))
+    }
+
+    /// Looks one step deeper.
+    fn at(&mut self, step: &str, look: impl FnOnce(&mut Self) -> Result<(), String>) -> Result<(), String> {
+        let length = self.path.len();
+        push_step(&mut self.path, step);
+        let looked = look(self);
+        self.path.truncate(length);
+        looked
+    }
+
+    fn values(&mut self, item: &str, old: &Value, new: &Value) -> Result<(), String> {
+        match (old, new) {
+            (Value::Object(before), Value::Object(after)) => {
+                // Another type is another message.
+                if before.get(TYPE) == after.get(TYPE) {
+                    self.fields(item, before, after)
+                } else {
+                    self.differs(item, Some(old), Some(new))
                 }
             }
+            (Value::Array(old), Value::Array(new)) => self.lists(item, old, new),
+            _ if old == new => Ok(()),
+            _ => self.differs(item, Some(old), Some(new)),
         }
-        (Value::Array(old), Value::Array(new)) => lists(item, &path, old, new, found),
-        _ => found.push(effect(item, path, Some(old), Some(new))),
+    }
+
+    fn fields(&mut self, item: &str, old: &Map<String, Value>, new: &Map<String, Value>) -> Result<(), String> {
+        let empty = Map::new();
+        let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+        for name in names {
+            self.at(&escape(name), |found| match (old.get(name), new.get(name)) {
+                (Some(old), Some(new)) => found.values(item, old, new),
+                // Field by field, so that rights can be given for fields.
+                (None, Some(Value::Object(new))) if !new.is_empty() && !new.contains_key(TYPE) => {
+                    found.fields(item, &empty, new)
+                }
+                (old, new) => found.differs(item, old, new),
+            })?;
+        }
+        Ok(())
+    }
+
+    fn lists(&mut self, item: &str, old: &[Value], new: &[Value]) -> Result<(), String> {
+        let (names_old, names_new) = (names_of(old), names_of(new));
+        let by_name = |names: &'_ [String]| -> BTreeMap<String, usize> { names.iter().cloned().zip(0..).collect() };
+        let (in_old, in_new) = (by_name(&names_old), by_name(&names_new));
+        for (name, old) in names_old.iter().zip(old) {
+            self.at(name, |found| match in_new.get(name) {
+                Some(number) => found.values(item, old, &new[*number]),
+                None => found.differs(item, Some(old), None),
+            })?;
+        }
+        for (name, new) in names_new.iter().zip(new) {
+            if !in_old.contains_key(name) {
+                self.at(name, |found| found.differs(item, None, Some(new)))?;
+            }
+        }
+        let common = |names: &[String], others: &BTreeMap<String, usize>| -> Vec<String> {
+            names.iter().filter(|name| others.contains_key(*name)).cloned().collect()
+        };
+        self.order(item, &common(&names_old, &in_new), &common(&names_new, &in_old))
     }
 }
 
-fn lists(item: &str, path: &str, old: &[Value], new: &[Value], found: &mut Vec<Effect>) {
-    let (names_old, names_new) = (names_of(old), names_of(new));
-    // Looked up, since a plugin may have made the list as long as it likes.
-    let by_name = |names: &'_ [String]| -> BTreeMap<String, usize> { names.iter().cloned().zip(0..).collect() };
-    let (in_old, in_new) = (by_name(&names_old), by_name(&names_new));
-    for (name, old) in names_old.iter().zip(old) {
-        let below = join_step(path, name);
-        match in_new.get(name) {
-            Some(number) => values(item, below, old, &new[*number], found),
-            None => found.push(effect(item, below, Some(old), None)),
+/// Where the type of what an `Any` holds stands.
+const TYPE: &str = "@type";
+
+/// The beginning of a text.
+#[derive(Default)]
+struct Short(Vec<u8>);
+
+impl Write for Short {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() > MAX_VALUE {
+            return Err(io::ErrorKind::StorageFull.into());
         }
+        self.0.extend_from_slice(&bytes[..bytes.len().min(MAX_VALUE + 1)]);
+        Ok(bytes.len())
     }
-    for (name, new) in names_new.iter().zip(new) {
-        if !in_old.contains_key(name) {
-            found.push(effect(item, join_step(path, name), None, Some(new)));
-        }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
-    let common = |names: &[String], others: &BTreeMap<String, usize>| -> Vec<String> {
-        names.iter().filter(|name| others.contains_key(*name)).cloned().collect()
-    };
-    let (before, after) = (common(&names_old, &in_new), common(&names_new, &in_old));
-    if before != after {
-        let text = |names: &[String]| Some(names.join(", "));
-        let (before, after) = (text(&before), text(&after));
-        found.push(Effect { item: item.to_owned(), path: join_step(path, ORDER), before, after });
+}
+
+impl Short {
+    fn end(self) -> String {
+        cut(&String::from_utf8_lossy(&self.0))
     }
+}
+
+/// A value as JSON, as much of it as is worth keeping.
+fn short(value: &Value) -> String {
+    let mut text = Short::default();
+    // It has enough when it says so.
+    let _ = serde_json::to_writer(&mut text, value);
+    text.end()
+}
+
+/// As much of a text as is worth keeping.
+fn cut(text: &str) -> String {
+    if text.len() <= MAX_VALUE {
+        return text.to_owned();
+    }
+    let end = (0..=MAX_VALUE).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+    format!("{}...", &text[..end])
 }
 
 #[cfg(test)]
@@ -166,16 +258,29 @@ mod tests {
     }
 
     #[test]
-    fn long_values_and_many_differences_are_cut() {
-        let long = Effect { item: "i".into(), path: "a".into(), before: None, after: Some("x".repeat(1000)) };
-        let cut = shortened(vec![long]).remove(0).after.unwrap_or_default();
-        assert!(cut.len() < 400 && cut.ends_with("..."));
+    fn long_values_and_many_differences_are_cut_and_all_are_judged() {
+        let long = between(&vec![("i".into(), json!({}))], &vec![("i".into(), json!({"a": "ä".repeat(1000)}))]);
+        let cut = long[0].after.clone().unwrap_or_default();
+        assert!(cut.len() < 400 && cut.ends_with("..."), "{cut}");
         let many: Map<String, Value> = (0..500).map(|i| (format!("f{i:03}"), json!(i))).collect();
         let items = |value: Value| vec![("i".to_owned(), value)];
-        let found = between(&items(json!({})), &items(Value::Object(many)));
-        assert_eq!(found.len(), 500);
-        let found = shortened(found);
+        let mut seen = 0;
+        let found = judged(&items(json!({})), &items(Value::Object(many)), &mut |_, _| {
+            seen += 1;
+            Ok(())
+        });
+        let found = found.expect("nobody objects");
+        assert_eq!(seen, 500);
         assert_eq!((found.len(), found[MAX_EFFECTS].path.as_str()), (MAX_EFFECTS + 1, "and 300 more"));
+    }
+
+    #[test]
+    fn a_long_name_around_many_fields_is_not_kept_once_for_each() {
+        let many: Map<String, Value> = (0..20_000).map(|i| (i.to_string(), json!(i))).collect();
+        let name = "n".repeat(100_000);
+        let found = between(&vec![("i".into(), json!({}))], &vec![("i".into(), json!({ name: many }))]);
+        let kept: usize = found.iter().map(|effect| effect.path.len()).sum();
+        assert!(kept < 100_000, "{kept} bytes of paths");
     }
 
     fn value() -> impl Strategy<Value = Value> {

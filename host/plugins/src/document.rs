@@ -11,7 +11,7 @@ use trysail_stages::FailurePolicy;
 
 use crate::path::Path;
 use crate::rights::{Read, Rights, Write};
-use crate::terms::{OwnLimits, Scope};
+use crate::terms::{OUTPUT, OwnLimits, QUERIES, Scope};
 
 /// Kind of the document.
 pub const KIND: &str = "Plugin";
@@ -251,8 +251,8 @@ impl Spec {
         OwnLimits {
             memory: bounded(memory_mi_b.map(|size| (size as usize) << 20), of_all.memory),
             deadline: deadline.map(|own| if is_tenant { own.min(of_all.deadline) } else { own }),
-            output: bounded(output_ki_b.map(|size| (size as usize) << 10), of_all.output),
-            queries: bounded(queries.map(|number| number as usize), of_all.queries),
+            output: bounded(output_ki_b.map(|size| (size as usize) << 10), OUTPUT),
+            queries: bounded(queries.map(|number| number as usize), QUERIES),
         }
     }
 }

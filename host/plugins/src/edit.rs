@@ -1,39 +1,58 @@
 //! Edits: what plugins want done, done on JSON.
 //!
 //! **Invariant:** the work is bounded by the size of the fragment and of what the plugin said, whatever that is: no edit multiplies
-//! what it brings beyond a budget, since this runs on the host's time and in its memory.
+//! what it brings beyond a budget, nests deeper, or looks at more places, since this runs on the host's time, in its memory and
+//! on its stack.
 
+use json_patch::PatchOperation;
 use serde_json::{Map, Value};
 use trysail_sdk::{Edit, Position};
 
 use crate::hooks::Items;
-use crate::path::{Path, Step};
+use crate::path::{Exhausted, MAX_STEPS, Path, Step, Stop, Work};
 
 /// Edits of one outcome.
 const MAX_EDITS: usize = 1_000;
-/// Bytes of values that all edits of one outcome put into all places, and that a fragment may have after a JSON Patch.
-const MAX_BYTES: usize = 16 << 20;
+/// Places that all edits of one outcome may look at.
+const MAX_PLACES: usize = 2_000_000;
+/// Levels of objects and lists in what an edit brings, and below which one puts it.
+const MAX_DEPTH: usize = 128;
+/// Bytes of a field's name in what an edit brings.
+const MAX_NAME: usize = 1024;
+/// What a byte of an encoded message counts for, since it may take a hundred bytes and more once it is decoded.
+const ENCODED: usize = 4;
 
-/// What is left of what edits may bring.
-struct Budget(usize);
+/// What is left of what edits may bring, and look at.
+struct Budget {
+    /// Bytes that all edits of one outcome put into all places.
+    bytes: usize,
+    /// What they may be in all.
+    of: usize,
+    work: Work,
+}
 
 impl Budget {
     fn take(&mut self, bytes: usize) -> Result<(), String> {
-        let left = self.0.checked_sub(bytes.max(1));
-        self.0 = left.ok_or_else(|| format!("all edits together bring more than {MAX_BYTES} bytes"))?;
+        let left = self.bytes.checked_sub(bytes.max(1));
+        self.bytes = left.ok_or_else(|| format!("all edits together bring more than {} bytes", self.of))?;
         Ok(())
+    }
+
+    fn look(&mut self, places: usize) -> Result<(), String> {
+        self.work.take(places).map_err(|exhausted: Exhausted| exhausted.to_string())
     }
 }
 
-/// Applies edits in order. `message` is the name of the items' message, for those that come as protobuf.
+/// Applies edits in order. `message` is the name of the items' message, for those that come as protobuf; `bytes` is what they may
+/// bring in all, counted in each place that they put it into.
 ///
 /// # Errors
-/// The first edit that cannot be made: its number, and why.
-pub fn apply(items: &mut Items, message: &str, edits: &[Edit]) -> Result<(), String> {
+/// The first edit that cannot be made: its number, and why. What the items are then is of no use to anybody.
+pub fn apply(items: &mut Items, message: &str, edits: &[Edit], bytes: usize) -> Result<(), String> {
     if edits.len() > MAX_EDITS {
         return Err(format!("{} edits, where {MAX_EDITS} are allowed", edits.len()));
     }
-    let mut budget = Budget(MAX_BYTES);
+    let mut budget = Budget { bytes, of: bytes, work: Work::new(MAX_PLACES) };
     for (number, edit) in edits.iter().enumerate() {
         one(items, message, edit, &mut budget).map_err(|why| format!("edit {number} ({}): {why}", name(edit)))?;
     }
@@ -53,10 +72,11 @@ fn name(edit: &Edit) -> &'static str {
 }
 
 fn one(items: &mut Items, message: &str, edit: &Edit, budget: &mut Budget) -> Result<(), String> {
+    budget.look(1 + items.len())?;
     match edit {
         Edit::Set { item, path, value } => {
             let (length, value) = (value.len(), json(value)?);
-            at(items, item, path, true, &mut |place| {
+            at(items, item, path, budget, &mut |place, budget| {
                 budget.take(length)?;
                 *place = value.clone();
                 Ok(())
@@ -64,27 +84,31 @@ fn one(items: &mut Items, message: &str, edit: &Edit, budget: &mut Budget) -> Re
         }
         Edit::Merge { item, path, value } => {
             let (length, value) = (value.len(), json(value)?);
-            at(items, item, path, true, &mut |place| {
+            at(items, item, path, budget, &mut |place, budget| {
                 budget.take(length)?;
                 merge(place, &value)
             })
         }
         Edit::Insert { item, path, at: position, value } => {
             let (length, value) = (value.len(), json(value)?);
-            at(items, item, path, true, &mut |place| {
+            at(items, item, path, budget, &mut |place, budget| {
                 budget.take(length)?;
+                budget.look(place.as_array().map_or(0, Vec::len))?;
                 insert(place, position, &value)
             })
         }
         Edit::Remove { item, path } => {
-            let path = Path::parse(path);
+            let path = Path::given(path)?;
             if path.is_empty() {
                 return Err("there is no path; to have an item gone, drop it".to_owned());
             }
-            chosen(items, item)?.for_each(|(_, value)| remove(value, &path));
+            for (_, value) in chosen(items, item)? {
+                removed(value, &path, &mut budget.work).map_err(|exhausted| exhausted.to_string())?;
+            }
             Ok(())
         }
         Edit::Patch { item, operations } => {
+            budget.take(operations.len())?;
             let patch: json_patch::Patch = serde_json::from_str(operations).map_err(|error| error.to_string())?;
             for (key, value) in chosen(items, item)? {
                 patched(value, &patch, budget).map_err(|why| format!("item {key:?}: {why}"))?;
@@ -92,8 +116,9 @@ fn one(items: &mut Items, message: &str, edit: &Edit, budget: &mut Budget) -> Re
             Ok(())
         }
         Edit::Put { key, message: bytes } => {
-            budget.take(bytes.len())?;
+            budget.take(bytes.len().saturating_mul(ENCODED))?;
             let value = trysail_codec::json::to_json(message, bytes).map_err(|error| error.to_string())?;
+            measure(&value)?;
             put(items, key, value)
         }
         Edit::PutJson { key, message } => {
@@ -110,29 +135,97 @@ fn one(items: &mut Items, message: &str, edit: &Edit, budget: &mut Budget) -> Re
     }
 }
 
-/// Applies a JSON Patch operation by operation: a few that copy what they copied before would fill any memory.
+/// Applies a JSON Patch operation by operation, each once it is known what it costs: a few that copy what they copied before would
+/// fill any memory, or nest deeper than any stack bears.
 fn patched(value: &mut Value, patch: &json_patch::Patch, budget: &mut Budget) -> Result<(), String> {
     for operation in &patch.0 {
-        let before = weight(value);
-        json_patch::patch(value, std::slice::from_ref(operation)).map_err(|error| error.to_string())?;
-        let after = weight(value);
-        budget.take(after.saturating_sub(before))?;
+        let path = operation.path().as_str();
+        // The way there, and what stands after a place in a list, which has to move.
+        budget.look(1 + path.len() / 8)?;
+        let list = path.rsplit_once('/').and_then(|(parent, _)| value.pointer(parent)?.as_array());
+        budget.look(list.map_or(0, Vec::len) / 8)?;
+        let brings = match operation {
+            PatchOperation::Add(add) => Some(measure(&add.value)?),
+            PatchOperation::Replace(replace) => Some(measure(&replace.value)?),
+            PatchOperation::Test(test) => {
+                budget.look(measure(&test.value)?.values)?;
+                None
+            }
+            PatchOperation::Copy(copy) => {
+                let copied = value.pointer(copy.from.as_str()).map(measure).transpose()?;
+                budget.take(copied.as_ref().map_or(0, |copied| copied.weight))?;
+                copied
+            }
+            PatchOperation::Move(moved) => value.pointer(moved.from.as_str()).map(measure).transpose()?,
+            PatchOperation::Remove(_) => None,
+        };
+        if let Some(brings) = brings {
+            budget.take(brings.weight)?;
+            budget.look(brings.values)?;
+            if brings.depth + path.matches('/').count() > MAX_DEPTH + MAX_STEPS {
+                return Err(too_deep());
+            }
+        }
+        json_patch::patch_unsafe(value, std::slice::from_ref(operation)).map_err(|error| error.to_string())?;
     }
     Ok(())
 }
 
-/// About the bytes of a value.
-fn weight(value: &Value) -> usize {
-    match value {
-        Value::Object(fields) => fields.iter().map(|(name, value)| name.len() + weight(value)).sum::<usize>() + 2,
-        Value::Array(elements) => elements.iter().map(weight).sum::<usize>() + 2,
-        Value::String(text) => text.len() + 2,
-        _ => 8,
+/// What a value comes to.
+#[derive(Clone, Copy, Default)]
+struct Measure {
+    /// About its bytes.
+    weight: usize,
+    /// Values in it.
+    values: usize,
+    /// Levels of it.
+    depth: usize,
+}
+
+/// Measures a value.
+///
+/// # Errors
+/// When it nests too deeply, or a field has a name that is none.
+fn measure(value: &Value) -> Result<Measure, String> {
+    fn go(value: &Value, depth: usize, all: &mut Measure) -> Result<(), String> {
+        if depth > MAX_DEPTH + MAX_STEPS {
+            return Err(too_deep());
+        }
+        all.values += 1;
+        all.depth = all.depth.max(depth);
+        all.weight += 2;
+        match value {
+            Value::Object(fields) => fields.iter().try_for_each(|(name, inner)| {
+                if name.len() > MAX_NAME {
+                    return Err(format!("has a field with a name of {} bytes", name.len()));
+                }
+                all.weight += name.len();
+                go(inner, depth + 1, all)
+            }),
+            Value::Array(elements) => elements.iter().try_for_each(|inner| go(inner, depth + 1, all)),
+            Value::String(text) => {
+                all.weight += text.len();
+                Ok(())
+            }
+            _ => {
+                all.weight += 6;
+                Ok(())
+            }
+        }
     }
+    let mut all = Measure::default();
+    go(value, 0, &mut all)?;
+    Ok(all)
+}
+
+fn too_deep() -> String {
+    format!("nests more than {MAX_DEPTH} levels deep")
 }
 
 fn json(text: &str) -> Result<Value, String> {
-    serde_json::from_str(text).map_err(|error| format!("the value is no JSON: {error}"))
+    let value = serde_json::from_str(text).map_err(|error| format!("the value is no JSON: {error}"))?;
+    measure(&value)?;
+    Ok(value)
 }
 
 /// The items of a key; all for the empty one.
@@ -147,15 +240,21 @@ fn at(
     items: &mut Items,
     item: &str,
     path: &str,
-    makes: bool,
-    change: &mut dyn FnMut(&mut Value) -> Result<(), String>,
+    budget: &mut Budget,
+    change: &mut dyn FnMut(&mut Value, &mut Budget) -> Result<(), String>,
 ) -> Result<(), String> {
-    let path = Path::parse(path);
+    let path = Path::given(path)?;
     for (key, value) in chosen(items, item)? {
-        let visited = path
-            .visit(value, makes, &mut |at, place| change(place).map_err(|why| format!("item {key:?}: {at}: {why}")))?;
+        // Apart, so that what is changed can be paid for while the way to the next place is.
+        let mut work = std::mem::replace(&mut budget.work, Work::new(0));
+        let left = work.split();
+        budget.work = left;
+        let visited = path.visit_within(&mut work, value, true, &mut |at, place| {
+            change(place, budget).map_err(|why| format!("item {key:?}: {at}: {why}"))
+        });
+        budget.work.join(work);
         // Of a certain item something is expected; of all items some may lack it.
-        if visited == 0 && !item.is_empty() {
+        if visited.map_err(String::from)? == 0 && !item.is_empty() {
             return Err(format!("item {key:?} has nothing at {path}"));
         }
     }
@@ -211,8 +310,12 @@ fn insert(place: &mut Value, position: &Position, value: &Value) -> Result<(), S
 
 /// Removes what a path leads to; nothing there is no error.
 pub(crate) fn remove(value: &mut Value, path: &Path) {
-    let Some((parent, last)) = path.split_last() else { return };
-    let visited = parent.visit(value, false, &mut |_, place| {
+    removed(value, path, &mut Work::new(usize::MAX)).expect("no message has as many places as there are numbers");
+}
+
+fn removed(value: &mut Value, path: &Path, work: &mut Work) -> Result<(), Exhausted> {
+    let Some((parent, last)) = path.split_last() else { return Ok(()) };
+    let visited = parent.visit_within(work, value, false, &mut |_, place| {
         match (last, place) {
             (Step::Field(name), Value::Object(fields)) => drop(fields.shift_remove(name)),
             (Step::Field(name), Value::Array(elements)) => {
@@ -229,7 +332,11 @@ pub(crate) fn remove(value: &mut Value, path: &Path) {
         }
         Ok::<(), std::convert::Infallible>(())
     });
-    visited.unwrap_or_else(|never| match never {});
+    match visited {
+        Ok(_) => Ok(()),
+        Err(Stop::Exhausted) => Err(Exhausted),
+        Err(Stop::Said(never)) => match never {},
+    }
 }
 
 fn put(items: &mut Items, key: &str, value: Value) -> Result<(), String> {
@@ -249,6 +356,11 @@ mod tests {
     use serde_json::json;
 
     const CLUSTER: &str = "envoy.config.cluster.v3.Cluster";
+    const BYTES: usize = 4 << 20;
+
+    fn apply(items: &mut Items, message: &str, edits: &[Edit]) -> Result<(), String> {
+        super::apply(items, message, edits, BYTES)
+    }
 
     fn items() -> Items {
         vec![
@@ -362,6 +474,50 @@ mod tests {
         assert!(apply(&mut items(), CLUSTER, &[bomb]).expect_err("too much").contains("bring more than"));
         let deep = Edit::PutJson { key: text("a"), message: "[".repeat(100_000) };
         assert!(why_not(deep).contains("no JSON"));
+    }
+
+    #[test]
+    fn nothing_nests_deeper_than_the_stack_bears() {
+        // Fields on the way are made, so that a path is a way to nest.
+        let path = Edit::Set { item: text("a"), path: "x/".repeat(1_000_000), value: text("1") };
+        assert!(why_not(path).contains("a path of"));
+        let steps = Edit::Set { item: text("a"), path: "x/".repeat(200), value: text("1") };
+        assert!(why_not(steps).contains("steps"));
+        // Each operation puts what is there into its own depth, and so doubles that.
+        let mut operations = vec![json!({"op": "add", "path": "/x", "value": {}})];
+        for power in 0..16 {
+            let place = "/x".repeat((1 << power) + 1);
+            operations.push(json!({"op": "copy", "from": "/x", "path": place}));
+        }
+        let bomb = Edit::Patch { item: text("b"), operations: Value::from(operations).to_string() };
+        let error = why_not(bomb);
+        assert!(error.contains("levels deep"), "{error}");
+    }
+
+    #[test]
+    fn looking_is_bounded_as_well() {
+        let wide = json!({"list": vec![json!({"x": vec![0; 50]}); 1000]});
+        let nothing = |path: &str| Edit::Remove { item: text(""), path: text(path) };
+        let many = vec![nothing("list/*/x/*/y/z"); MAX_EDITS];
+        let error = apply(&mut vec![("a".into(), wide.clone())], CLUSTER, &many).expect_err("too much to look at");
+        assert!(error.contains("look at more places"), "{error}");
+        let test = json!({"op": "test", "path": "/list", "value": wide["list"]});
+        let tests = Edit::Patch { item: text(""), operations: json!(vec![test; 10]).to_string() };
+        let error = apply(&mut vec![("a".into(), wide.clone())], CLUSTER, &vec![tests; 40]).expect_err("too much");
+        assert!(error.contains("bring more than") || error.contains("look at more places"), "{error}");
+        let fronts = Edit::Patch {
+            item: text(""),
+            operations: json!(vec![json!({"op": "add", "path": "/list/0", "value": 1}); 10_000]).to_string(),
+        };
+        let error = apply(&mut vec![("a".into(), wide)], CLUSTER, &vec![fronts; 10]).expect_err("too much");
+        assert!(error.contains("bring more than") || error.contains("look at more places"), "{error}");
+    }
+
+    #[test]
+    fn names_have_a_length() {
+        let long = json!({ "n".repeat(MAX_NAME + 1): 1 }).to_string();
+        let error = why_not(Edit::Merge { item: text("a"), path: text(""), value: long });
+        assert!(error.contains("a name of"), "{error}");
     }
 
     #[test]

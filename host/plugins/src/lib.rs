@@ -19,6 +19,7 @@ pub mod document;
 pub mod edit;
 pub mod hooks;
 pub mod invariants;
+pub mod names;
 pub mod path;
 pub mod rights;
 pub mod terms;

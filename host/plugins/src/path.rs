@@ -21,7 +21,96 @@ pub enum Step {
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Path(Vec<Step>);
 
+/// Steps of a path that a plugin gives: fewer than what nests in any message of Envoy, since walking one takes stack.
+pub const MAX_STEPS: usize = 64;
+/// Bytes of such a path.
+const MAX_TEXT: usize = 4096;
+
+/// Places that may still be looked at. Patterns with `*` lead to many, and this is the host's time.
+#[derive(Debug)]
+pub struct Work(usize);
+
+/// There is nothing left of [`Work`].
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("has the host look at more places than is allowed")]
+pub struct Exhausted;
+
+impl Work {
+    /// So many places.
+    pub fn new(places: usize) -> Work {
+        Work(places)
+    }
+
+    /// Halves it: for what is paid for on the way, and for the way.
+    pub(crate) fn split(&mut self) -> Work {
+        let half = self.0 / 2;
+        self.0 -= half;
+        Work(half)
+    }
+
+    /// Puts what was left of a part back.
+    pub(crate) fn join(&mut self, other: Work) {
+        self.0 += other.0;
+    }
+
+    /// Takes places off.
+    ///
+    /// # Errors
+    /// When there are not as many left.
+    pub fn take(&mut self, places: usize) -> Result<(), Exhausted> {
+        match self.0.checked_sub(places) {
+            Some(left) => {
+                self.0 = left;
+                Ok(())
+            }
+            None => {
+                self.0 = 0;
+                Err(Exhausted)
+            }
+        }
+    }
+}
+
+/// Why a visit ended early.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Stop<E> {
+    /// There was more to look at than may be.
+    Exhausted,
+    /// What the visitor said.
+    Said(E),
+}
+
+impl<E> From<Exhausted> for Stop<E> {
+    fn from(_: Exhausted) -> Self {
+        Stop::Exhausted
+    }
+}
+
+impl From<Stop<String>> for String {
+    fn from(stop: Stop<String>) -> String {
+        match stop {
+            Stop::Exhausted => Exhausted.to_string(),
+            Stop::Said(why) => why,
+        }
+    }
+}
+
 impl Path {
+    /// Reads a path that a plugin gave.
+    ///
+    /// # Errors
+    /// When it is longer than any that leads somewhere.
+    pub fn given(text: &str) -> Result<Path, String> {
+        if text.len() > MAX_TEXT {
+            return Err(format!("a path of {} bytes, where {MAX_TEXT} are allowed", text.len()));
+        }
+        let path = Path::parse(text);
+        if path.0.len() > MAX_STEPS {
+            return Err(format!("a path of {} steps, where {MAX_STEPS} are allowed", path.0.len()));
+        }
+        Ok(path)
+    }
+
     /// Reads a path. `~1` in a step stands for `/`, `~0` for `~`. A leading `/` is no harm.
     pub fn parse(text: &str) -> Path {
         let text = text.strip_prefix('/').unwrap_or(text);
@@ -54,26 +143,33 @@ impl Path {
     ///
     /// A pattern covers what lies below it, too: who may write a message may write its fields.
     pub fn covers(&self, concrete: &str) -> bool {
-        fn matches(pattern: &[Step], parts: &[&str]) -> bool {
-            match (pattern.split_first(), parts.split_first()) {
-                (None, _) => true,
-                (Some((Step::Deep, rest)), _) => (0..=parts.len()).any(|skipped| matches(rest, &parts[skipped..])),
-                (Some(_), None) => false,
-                (Some((step, rest)), Some((part, parts))) => {
-                    let fits = match step {
-                        Step::All => true,
-                        Step::Field(name) => unescape(part) == *name,
-                        Step::With(field, value) => {
-                            part.split_once('=').is_some_and(|(f, v)| unescape(f) == *field && unescape(v) == *value)
-                        }
-                        Step::Deep => unreachable!("it is matched above"),
-                    };
-                    fits && matches(rest, parts)
+        let parts: Vec<&str> = if concrete.is_empty() { Vec::new() } else { concrete.split('/').collect() };
+        let (mut step, mut part) = (0, 0);
+        // After the last `**`: the step that follows it, and the part at which that was last tried. Whatever an earlier one could
+        // skip, this one can, so that none but the last is ever tried again: patterns are a tenant's, and the time is the host's.
+        let mut again: Option<(usize, usize)> = None;
+        loop {
+            let fits = match self.0.get(step) {
+                None => return true,
+                Some(Step::Deep) => {
+                    step += 1;
+                    again = Some((step, part));
+                    continue;
                 }
+                Some(wanted) => parts.get(part).is_some_and(|part| is_step(wanted, part)),
+            };
+            if fits {
+                (step, part) = (step + 1, part + 1);
+                continue;
+            }
+            match &mut again {
+                Some((after, tried)) if *tried < parts.len() => {
+                    *tried += 1;
+                    (step, part) = (*after, *tried);
+                }
+                _ => return false,
             }
         }
-        let parts: Vec<&str> = if concrete.is_empty() { Vec::new() } else { concrete.split('/').collect() };
-        matches(&self.0, &parts)
     }
 
     /// Calls `visit` with every place that the path leads to, and the concrete path there. With `makes`, fields on the way that are not
@@ -87,58 +183,108 @@ impl Path {
         makes: bool,
         visit: &mut impl FnMut(&str, &mut Value) -> Result<(), E>,
     ) -> Result<usize, E> {
-        walk(&self.0, value, String::new(), makes, visit)
+        match self.visit_within(&mut Work::new(usize::MAX), value, makes, visit) {
+            Ok(n_places) => Ok(n_places),
+            Err(Stop::Said(error)) => Err(error),
+            Err(Stop::Exhausted) => unreachable!("no message has as many places as there are numbers"),
+        }
+    }
+
+    /// As [`visit`](Path::visit), where looking is bounded.
+    ///
+    /// # Errors
+    /// What `visit` says, and when there is too much to look at.
+    pub fn visit_within<E>(
+        &self,
+        work: &mut Work,
+        value: &mut Value,
+        makes: bool,
+        visit: &mut impl FnMut(&str, &mut Value) -> Result<(), E>,
+    ) -> Result<usize, Stop<E>> {
+        Walk { makes, work, visit }.go(&self.0, value, &mut String::new())
     }
 }
 
-fn walk<E>(
-    steps: &[Step],
-    value: &mut Value,
-    at: String,
+/// Does a step of a pattern fit a part of a concrete path?
+fn is_step(step: &Step, part: &str) -> bool {
+    match step {
+        Step::All | Step::Deep => true,
+        Step::Field(name) => unescape(part) == *name,
+        Step::With(field, value) => {
+            part.split_once('=').is_some_and(|(f, v)| unescape(f) == *field && unescape(v) == *value)
+        }
+    }
+}
+
+/// A walk along a path.
+struct Walk<'a, V> {
     makes: bool,
-    visit: &mut impl FnMut(&str, &mut Value) -> Result<(), E>,
-) -> Result<usize, E> {
-    let Some((step, rest)) = steps.split_first() else {
-        visit(&at, value)?;
-        return Ok(1);
-    };
-    let mut n_places = 0;
-    match (step, value) {
-        (Step::Field(name), Value::Object(fields)) => {
-            if makes && !fields.contains_key(name) {
-                fields.insert(name.clone(), empty_before(rest));
-            }
-            if let Some(inner) = fields.get_mut(name) {
-                n_places += walk(rest, inner, join(&at, name), makes, visit)?;
-            }
-        }
-        (Step::Field(name), Value::Array(elements)) => {
-            if let Some(inner) = name.parse::<usize>().ok().and_then(|number| elements.get_mut(number)) {
-                n_places += walk(rest, inner, join(&at, name), makes, visit)?;
-            }
-        }
-        (Step::All, Value::Object(fields)) => {
-            for (name, inner) in fields.iter_mut() {
-                n_places += walk(rest, inner, join(&at, name), makes, visit)?;
-            }
-        }
-        (Step::All, Value::Array(elements)) => {
-            let names = names_of(elements);
-            for (inner, name) in elements.iter_mut().zip(names) {
-                n_places += walk(rest, inner, join_step(&at, &name), makes, visit)?;
-            }
-        }
-        (Step::With(field, wanted), Value::Array(elements)) => {
-            for inner in elements.iter_mut() {
-                if inner.get(field).and_then(Value::as_str) == Some(wanted) {
-                    let here = join_step(&at, &format!("{}={}", escape(field), escape(wanted)));
-                    n_places += walk(rest, inner, here, makes, visit)?;
+    work: &'a mut Work,
+    visit: &'a mut V,
+}
+
+impl<V> Walk<'_, V> {
+    /// `at` is the concrete path to `value`.
+    fn go<E>(&mut self, steps: &[Step], value: &mut Value, at: &mut String) -> Result<usize, Stop<E>>
+    where
+        V: FnMut(&str, &mut Value) -> Result<(), E>,
+    {
+        self.work.take(1)?;
+        let Some((step, rest)) = steps.split_first() else {
+            (self.visit)(at, value).map_err(Stop::Said)?;
+            return Ok(1);
+        };
+        let mut n_places = 0;
+        match (step, value) {
+            (Step::Field(name), Value::Object(fields)) => {
+                if self.makes && !fields.contains_key(name) {
+                    fields.insert(name.clone(), empty_before(rest));
+                }
+                if let Some(inner) = fields.get_mut(name) {
+                    n_places += self.below(rest, inner, at, &escape(name))?;
                 }
             }
+            (Step::Field(name), Value::Array(elements)) => {
+                if let Some(inner) = name.parse::<usize>().ok().and_then(|number| elements.get_mut(number)) {
+                    n_places += self.below(rest, inner, at, &escape(name))?;
+                }
+            }
+            (Step::All, Value::Object(fields)) => {
+                for (name, inner) in fields.iter_mut() {
+                    n_places += self.below(rest, inner, at, &escape(name))?;
+                }
+            }
+            (Step::All, Value::Array(elements)) => {
+                self.work.take(elements.len())?;
+                let names = names_of(elements);
+                for (inner, name) in elements.iter_mut().zip(names) {
+                    n_places += self.below(rest, inner, at, &name)?;
+                }
+            }
+            (Step::With(field, wanted), Value::Array(elements)) => {
+                self.work.take(elements.len())?;
+                for inner in elements.iter_mut() {
+                    if inner.get(field).and_then(Value::as_str) == Some(wanted) {
+                        let here = format!("{}={}", escape(field), escape(wanted));
+                        n_places += self.below(rest, inner, at, &here)?;
+                    }
+                }
+            }
+            _ => {}
         }
-        _ => {}
+        Ok(n_places)
     }
-    Ok(n_places)
+
+    fn below<E>(&mut self, rest: &[Step], inner: &mut Value, at: &mut String, step: &str) -> Result<usize, Stop<E>>
+    where
+        V: FnMut(&str, &mut Value) -> Result<(), E>,
+    {
+        let length = at.len();
+        push_step(at, step);
+        let found = self.go(rest, inner, at);
+        at.truncate(length);
+        found
+    }
 }
 
 /// What a field that is made holds at first.
@@ -156,17 +302,16 @@ pub(crate) fn names_of(elements: &[Value]) -> Vec<String> {
     (0..elements.len()).map(|number| number.to_string()).collect()
 }
 
-/// A path with one more step, a field's name.
-pub(crate) fn join(path: &str, name: &str) -> String {
-    join_step(path, &escape(name))
+/// Adds a step, as it is written.
+pub(crate) fn push_step(path: &mut String, step: &str) {
+    if !path.is_empty() {
+        path.push('/');
+    }
+    path.push_str(step);
 }
 
-/// A path with one more step, as it is written.
-pub(crate) fn join_step(path: &str, step: &str) -> String {
-    if path.is_empty() { step.to_owned() } else { format!("{path}/{step}") }
-}
-
-fn escape(text: &str) -> String {
+/// A name as a step of a path.
+pub(crate) fn escape(text: &str) -> String {
     text.replace('~', "~0").replace('/', "~1")
 }
 
@@ -251,6 +396,30 @@ mod tests {
         assert!(!covers("filter_chains/*/filters/name=a", "filter_chains/3/filters/name=b"));
         assert!(covers("**/access_log", "filter_chains/0/filters/name=h/typed_config/access_log/0"));
         assert!(covers("", "anything") && covers("**", "") && !covers("**/a", "b/c"));
+        assert!(covers("**/a/**/b", "a/x/a/y/z/b/c") && !covers("**/a/**/b", "b/a") && covers("a/**", "a"));
+        assert!(covers("**/a/b", "a/a/b") && !covers("**/a/*/b", "a/b"));
+    }
+
+    #[test]
+    fn a_pattern_costs_no_more_than_its_length_times_the_place() {
+        // Tried in every way this would take longer than the world lasts.
+        let pattern = Path::parse(&["**/a/"; 200].concat());
+        let place = vec!["a"; 150].join("/");
+        assert!(!pattern.covers(&place));
+    }
+
+    #[test]
+    fn what_is_given_has_bounds() {
+        assert!(Path::given(&"a/".repeat(MAX_STEPS + 1)).is_err_and(|why| why.contains("steps")));
+        assert!(Path::given(&"a".repeat(MAX_TEXT + 1)).is_err_and(|why| why.contains("bytes")));
+        assert!(Path::given("a/b/*/name=x").is_ok());
+        let mut wide = json!({"list": vec![json!({"x": [1, 2, 3]}); 100]});
+        let mut look = |places: usize| {
+            let mut nothing = |_: &str, _: &mut Value| Ok::<(), ()>(());
+            Path::parse("list/*/x/*").visit_within(&mut Work::new(places), &mut wide, false, &mut nothing)
+        };
+        assert_eq!(look(10_000), Ok(300));
+        assert_eq!(look(300), Err(Stop::Exhausted));
     }
 
     proptest! {

@@ -1,7 +1,5 @@
 //! Rights: what a plugin may ask, and which fields it may change.
 
-use trysail_stages::Effect;
-
 use crate::path::Path;
 
 /// The rights of one plugin. The default is everything but what weakens security.
@@ -87,26 +85,20 @@ impl Rights {
         }
     }
 
-    /// The first change that it may not make.
+    /// May it change this field of this item?
     ///
     /// # Errors
-    /// Which, in words.
-    pub fn may_change(&self, hook: &str, effects: &[Effect]) -> Result<(), String> {
+    /// Why not, in words.
+    pub fn may_change(&self, hook: &str, item: &str, path: &str) -> Result<(), String> {
         let Some(writes) = &self.writes else { return Ok(()) };
-        let forbidden = effects.iter().find(|effect| {
-            !writes.iter().any(|write| {
-                (write.hook == "*" || write.hook == hook)
-                    && (write.fields.is_empty() || write.fields.iter().any(|field| field.covers(&effect.path)))
-            })
+        let is_allowed = writes.iter().any(|write| {
+            (write.hook == "*" || write.hook == hook)
+                && (write.fields.is_empty() || write.fields.iter().any(|field| field.covers(path)))
         });
-        match forbidden {
-            None => Ok(()),
-            Some(Effect { item, path, .. }) if path.is_empty() => {
-                Err(format!("changed all of {item:?} at {hook}, which its rights do not hold"))
-            }
-            Some(Effect { item, path, .. }) => {
-                Err(format!("changed {path} of {item:?} at {hook}, which its rights do not hold"))
-            }
+        match path {
+            _ if is_allowed => Ok(()),
+            "" => Err(format!("changed all of {item:?} at {hook}, which its rights do not hold")),
+            _ => Err(format!("changed {path} of {item:?} at {hook}, which its rights do not hold")),
         }
     }
 }
@@ -155,10 +147,7 @@ mod tests {
             fields: vec![Path::parse("connect_timeout"), Path::parse("circuit_breakers/**")],
         };
         let rights = Rights { writes: Some(vec![write]), ..Rights::default() };
-        let change = |hook: &str, path: &str| {
-            let effect = Effect { item: "c".into(), path: path.into(), before: None, after: None };
-            rights.may_change(hook, &[effect])
-        };
+        let change = |hook: &str, path: &str| rights.may_change(hook, "c", path);
         assert_eq!(change("clusters", "connect_timeout"), Ok(()));
         assert_eq!(change("clusters", "circuit_breakers/thresholds/0"), Ok(()));
         assert!(change("clusters", "type").is_err_and(|why| why.contains("type of \"c\" at clusters")));

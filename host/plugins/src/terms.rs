@@ -12,7 +12,7 @@ use trysail_stages::{FaultKind, Limits, Place, Settled};
 
 use crate::hooks::{self, Hook, Items};
 use crate::rights::Rights;
-use crate::{difference, edit, invariants};
+use crate::{difference, edit, invariants, names};
 
 /// Names the protobuf message of a kind's documents: `VirtualService` has `istio.networking.v1alpha3.VirtualService`.
 pub type DocumentMessage = fn(kind: &str) -> Option<&'static str>;
@@ -45,6 +45,12 @@ pub struct Terms {
     /// Messages of documents, for answers as JSON.
     pub documents: DocumentMessage,
 }
+
+/// What a plugin may return, bytes, unless its document says otherwise: far more than any fragment, and what the host makes of it
+/// takes many times the memory.
+pub const OUTPUT: usize = 4 << 20;
+/// What a plugin may ask, unless its document says otherwise. The host remembers each question.
+pub const QUERIES: usize = 10_000;
 
 /// Limits of one plugin, in place of those of all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,7 +112,14 @@ impl Terms {
     }
 
     /// The items after a plugin's outcome; `None` when they are not for us to read: they refer to other calls.
-    fn after(place: &Place, message: &str, before: &Items, outcome: &Outcome) -> Result<Option<Items>, FaultKind> {
+    fn after(
+        &self,
+        place: &Place,
+        message: &str,
+        before: &Items,
+        outcome: &Outcome,
+    ) -> Result<Option<Items>, FaultKind> {
+        let bytes = self.limits.output.unwrap_or(OUTPUT);
         let hook = Self::hook(place).map_err(FaultKind::Edit)?;
         match outcome {
             Outcome::Unchanged => Ok(Some(before.clone())),
@@ -114,11 +127,12 @@ impl Terms {
                 let parts = hook.parts(&place.point);
                 let mut items = before.clone();
                 if parts.is_empty() {
-                    edit::apply(&mut items, message, &edits.edits).map_err(FaultKind::Edit)?;
+                    edit::apply(&mut items, message, &edits.edits, bytes).map_err(FaultKind::Edit)?;
                 } else {
                     let mut shown = hooks::shown(before, &parts, hook.message_shown(&place.point));
                     let keys: Vec<String> = shown.iter().map(|(key, _)| key.clone()).collect();
-                    edit::apply(&mut shown, hook.message_shown(&place.point), &edits.edits).map_err(FaultKind::Edit)?;
+                    edit::apply(&mut shown, hook.message_shown(&place.point), &edits.edits, bytes)
+                        .map_err(FaultKind::Edit)?;
                     if let Some((new, _)) = shown.iter().find(|(key, _)| !keys.contains(key)) {
                         let why = format!("puts {new:?}, where only what is there can be changed");
                         return Err(FaultKind::Edit(why));
@@ -248,7 +262,7 @@ impl trysail_stages::Terms for Terms {
             return Ok(Settled { diagnostics, ..Settled::default() });
         }
         let old = hooks::decode(message, before).map_err(FaultKind::BadOutput)?;
-        let Some(new) = Self::after(place, message, &old, &outcome)? else {
+        let Some(new) = self.after(place, message, &old, &outcome)? else {
             return self.unread(outcome, diagnostics);
         };
         // What is judged is what will be sent: a field has two spellings, and of a oneof there is one member.
@@ -270,17 +284,20 @@ impl trysail_stages::Terms for Terms {
             sent.push((key, value));
         }
         let new = sent;
-        let changed = difference::between(&old, &new);
+        let mut judge = |item: &str, path: &str| self.rights.may_change(&place.hook, item, path);
+        let changed = difference::judged(&old, &new, &mut judge).map_err(FaultKind::Rights)?;
         if changed.is_empty() {
             return Ok(Settled { diagnostics, ..Settled::default() });
         }
-        self.rights.may_change(&place.hook, &changed).map_err(FaultKind::Rights)?;
+        if let Some(why) = names::mistaken(message, &old, &new) {
+            return Err(FaultKind::Edit(why));
+        }
         if !self.rights.may_weaken_security
             && let Some(why) = invariants::weakened(message, &old, &new)
         {
             return Err(FaultKind::Rights(why));
         }
-        let effects = Effects { list: difference::shortened(changed), is_shadow: self.is_shadow };
+        let effects = Effects { list: changed, is_shadow: self.is_shadow };
         Ok(Settled { entries: (!self.is_shadow).then_some(entries), diagnostics, effects })
     }
 
@@ -289,8 +306,8 @@ impl trysail_stages::Terms for Terms {
         Limits {
             memory: own.memory.unwrap_or(of_all.memory),
             deadline: own.deadline.unwrap_or(of_all.deadline),
-            output: own.output.unwrap_or(of_all.output),
-            queries: own.queries.unwrap_or(of_all.queries),
+            output: own.output.unwrap_or(of_all.output.min(OUTPUT)),
+            queries: own.queries.unwrap_or(of_all.queries.min(QUERIES)),
             ..of_all
         }
     }
