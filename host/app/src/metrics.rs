@@ -1,6 +1,7 @@
 //! What the control plane as a whole shows, under istiod's names where it has one. What one crate knows by itself is in that
 //! crate's `metrics.rs`.
 
+mod plugins;
 mod proxies;
 
 use std::sync::{Arc, Weak};
@@ -14,6 +15,7 @@ use trysail_facts::FactsSnapshot;
 use trysail_facts::dump::Problems;
 use trysail_model::{Object, ObjectRef};
 
+pub use plugins::PluginCollector;
 pub use proxies::ProxyCollector;
 
 use crate::pages::Pages;

@@ -13,7 +13,9 @@ use trysail_stages::component::Runtime;
 use trysail_stages::component::RuntimeConfig;
 use trysail_stages::guest::Guest;
 use trysail_stages::queries::OWN;
-use trysail_stages::{Config, Engine, Limits, Native, NativeCode, Need, OnRun, OutputDecl, Root, Verdict};
+use trysail_stages::{Budget, Config, Engine, Limits, Native, NativeCode, Need, OnRun, OutputDecl, Root, Verdict};
+
+use crate::env::Environment;
 
 /// The built-in stages' code, for native runs.
 pub const NATIVE: [(&str, trysail_sdk::StageFn); 8] = [
@@ -44,6 +46,8 @@ pub struct Options {
     pub mode: Mode,
     /// Limits of a call.
     pub limits: Limits,
+    /// What plugins may cost.
+    pub budget: Budget,
     /// Share of calls that are audited.
     pub audit_share: f64,
     /// What the gate objects to is left out; else only reported.
@@ -65,6 +69,7 @@ impl Default for Options {
         Options {
             mode: Mode::default(),
             limits: Limits::default(),
+            budget: Budget::default(),
             audit_share: 0.001,
             hold_back: true,
             gate: true,
@@ -74,6 +79,26 @@ impl Default for Options {
             on_settled: None,
         }
     }
+}
+
+/// Share of one core that the plugins of one tenant have.
+const TENANT_SHARE: f64 = 0.25;
+
+/// What plugins may cost while others are served: `TRYSAIL_TENANT_PLUGIN_SHARE`, the share of one core that the plugins of one
+/// namespace have, 0 for no bound.
+pub fn budget(environment: &dyn Environment) -> Budget {
+    const SHARE: &str = "TRYSAIL_TENANT_PLUGIN_SHARE";
+    let share = match environment.get(SHARE) {
+        None => TENANT_SHARE,
+        Some(text) => match text.parse::<f64>() {
+            Ok(share) if share.is_finite() && share >= 0.0 => share,
+            _ => {
+                tracing::error!("{SHARE}: {text:?} is no share; {TENANT_SHARE} is used");
+                TENANT_SHARE
+            }
+        },
+    };
+    Budget { share: (share > 0.0).then_some(share), ..Budget::default() }
 }
 
 /// The user's folder for compiled components: `$TRYSAIL_CACHE`, else below `$XDG_CACHE_HOME` or `~/.cache`.
@@ -267,6 +292,7 @@ pub fn engine(options: &Options, stages: Vec<Arc<dyn Guest>>, snapshot: Arc<dyn 
         gate: options.gate.then(|| Arc::new(judge) as Arc<_>),
         hold_back: options.hold_back,
         limits: options.limits,
+        budget: options.budget,
         audit_share: options.audit_share,
         on_run: options.on_run.clone(),
         on_settled: options.on_settled.clone(),

@@ -241,6 +241,7 @@ pub async fn run(
     let options = Options {
         mode: config.mode,
         plugins: config.plugins.clone(),
+        budget: pipeline::budget(environment),
         on_run: Some({
             let terminal = terminal.clone();
             Arc::new(move |call| terminal.ran(call))
@@ -352,6 +353,7 @@ pub async fn run(
         },
     );
     metrics::ProxyCollector::register(&registry, xds.clone(), facts.clone()).context("metrics")?;
+    metrics::PluginCollector::register(&registry, &pages, xds.clone()).context("metrics")?;
     let running = Running {
         engine: engine.clone(),
         xds: xds.clone(),

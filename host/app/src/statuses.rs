@@ -33,18 +33,21 @@ fn wanted(report: &Mutex<Report>, engine: &Engine) -> BTreeMap<ObjectRef, Status
     if plugins.iter().all(|plugin| plugin.object.is_none()) {
         return wanted;
     }
-    let effects = engine.plugin_effects();
+    let (effects, standings) = (engine.plugin_effects(), engine.standings());
     for plugin in &plugins {
         let Some(object) = &plugin.object else { continue };
         let did = engine.counters().of_guest(&plugin.name);
         let now = effects.get(&plugin.name).cloned().unwrap_or_default();
+        let standing = standings.get(&plugin.name).cloned().unwrap_or_default();
         let fields = json!({
-            "state": state(plugin, &did, &now),
+            "state": state(plugin, &did, &now, &standing),
             "hooks": plugin.points,
             "digest": plugin.digest,
             "fragments": now.fragments,
             "changed": now.changed,
             "faults": did.faults,
+            "circuit": standing.conduct.name(),
+            "why": standing.why,
             "error": plugin.error,
         });
         let Value::Object(fields) = fields else { unreachable!("written as an object above") };

@@ -128,6 +128,7 @@ fn patched(case: &Value, folder: &Path) -> Vec<Value> {
         gate: None,
         hold_back: false,
         limits: Limits::default(),
+        budget: Default::default(),
         audit_share: 0.0,
         on_run: None,
         on_settled: None,

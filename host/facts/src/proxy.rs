@@ -162,11 +162,17 @@ fn attribute(proxy: &Proxy, name: &str) -> Option<String> {
     })
 }
 
+/// Bytes of an expression: what it is read into takes hundreds of times the memory.
+const MAX_PATTERN: usize = 1024;
+
 /// Does the expression find anything in the proxy's version? One that is none was taken by nobody who checks objects, and stands
 /// in nobody's way, as in istiod.
 fn version_matches(proxy: &Proxy, pattern: &str) -> bool {
     let version = proxy.metadata.get("ISTIO_VERSION").and_then(Value::as_str).filter(|version| !version.is_empty());
     // Asked once for each proxy and pattern, since answers are remembered; the limit bounds what a hostile one costs.
+    if pattern.len() > MAX_PATTERN {
+        return true;
+    }
     match regex::RegexBuilder::new(pattern).size_limit(1 << 20).build() {
         Ok(expression) => version.is_some_and(|version| expression.is_match(version)),
         Err(_) => true,

@@ -28,6 +28,11 @@ use crate::terms::{DocumentMessage, Terms};
 use crate::{configuration, document};
 use folder::{Folder, Settings};
 
+/// Plugins of one namespace that is not the control plane's: each is looked at for every fragment of every proxy.
+const MAX_OF_TENANT: usize = 32;
+/// Bytes of an error that are kept: a component says in its own words what it wants, and status has to hold that.
+const MAX_ERROR: usize = 2000;
+
 /// Label of ConfigMaps that hold components.
 pub const LABEL: &str = "trysail.io/plugin";
 
@@ -166,9 +171,14 @@ impl Catalogue {
         self.is_stale = false;
         let wanted = self.wanted();
         self.entries.retain(|name, _| wanted.iter().any(|(wanted, ..)| wanted == name));
+        let mut of_tenants = BTreeMap::new();
         for (name, object, spec) in wanted {
             let old = self.entries.remove(&name).and_then(|entry| entry.in_force);
-            let made = spec.and_then(|spec| self.make(&name, object.as_ref(), spec));
+            let made = spec.and_then(|spec| {
+                self.is_within_bounds(object.as_ref(), &mut of_tenants)?;
+                self.make(&name, object.as_ref(), spec)
+            });
+            let made = made.map_err(|error| shortened(&error));
             let entry = match made {
                 Ok(Some(in_force)) => {
                     if old.as_ref().is_none_or(|old| old.digest != in_force.digest) {
@@ -187,6 +197,26 @@ impl Catalogue {
         let entries = &self.entries;
         self.compiled.retain(|name, _| entries.contains_key(name));
         true
+    }
+
+    /// May the tenant of this document have one more plugin? In the order of names, so that it is the same ones everywhere.
+    fn is_within_bounds(
+        &self,
+        object: Option<&ObjectRef>,
+        of_tenants: &mut BTreeMap<String, usize>,
+    ) -> Result<(), String> {
+        let namespace = object.map(|object| &*object.namespace);
+        let Some(tenant) = namespace.filter(|namespace| *namespace != self.sources.root_namespace) else {
+            return Ok(());
+        };
+        let number = of_tenants.entry(tenant.to_owned()).or_default();
+        *number += 1;
+        if *number > MAX_OF_TENANT {
+            return Err(format!(
+                "namespace {tenant} has more than {MAX_OF_TENANT} plugins, of which this is not one of the first"
+            ));
+        }
+        Ok(())
     }
 
     /// The plugins that there should be: name, document, spec.
@@ -352,6 +382,12 @@ impl Catalogue {
         };
         self.entries.iter().map(status).collect()
     }
+}
+
+/// The beginning of an error, on one line.
+fn shortened(error: &str) -> String {
+    let line: String = error.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_ERROR).collect();
+    if line.len() < error.len() { format!("{line}...") } else { line }
 }
 
 fn sha256(bytes: &[u8]) -> String {

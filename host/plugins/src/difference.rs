@@ -77,11 +77,7 @@ impl Found<'_> {
         self.note(item, || (before.map(short), after.map(short)))
     }
 
-    fn note(
-        &mut self,
-        item: &str,
-        values: impl FnOnce() -> (Option<String>, Option<String>),
-    ) -> Result<(), String> {
+    fn note(&mut self, item: &str, values: impl FnOnce() -> (Option<String>, Option<String>)) -> Result<(), String> {
         (self.judge)(item, &self.path)?;
         if self.list.len() < MAX_EFFECTS {
             let (before, after) = values();
@@ -100,10 +96,11 @@ impl Found<'_> {
         let text = |names: &[String]| {
             let mut text = Short::default();
             // It has enough when it says so.
-            let _ = names.iter().zip(std::iter::once("").chain(std::iter::repeat(", "))).try_for_each(|(name, comma)| {
-                text.write_all(comma.as_bytes())?;
-                text.write_all(name.as_bytes())
-            });
+            let _ =
+                names.iter().zip(std::iter::once("").chain(std::iter::repeat(", "))).try_for_each(|(name, comma)| {
+                    text.write_all(comma.as_bytes())?;
+                    text.write_all(name.as_bytes())
+                });
             Some(text.end())
         };
         self.at(ORDER, |found| found.note(item, || (text(before), text(after))))

@@ -23,9 +23,10 @@ pub fn mistaken(message: &str, before: &Items, after: &Items) -> Option<String> 
     let by_key: BTreeMap<&String, &Value> = before.iter().map(|(key, value)| (key, value)).collect();
     after.iter().find_map(|(key, value)| {
         let own = name(value);
-        // What was so before is not the plugin's doing.
-        let is_old = by_key.get(key).is_some_and(|old| name(old) == own);
-        (own != *key && !is_old).then(|| format!("item {key:?} calls itself {own:?} in {field}; it must be the same"))
+        // Where it was otherwise before, that is not the plugin's doing.
+        let was_other = by_key.get(key).is_some_and(|old| name(old) != *key);
+        (own != *key && !was_other)
+            .then(|| format!("item {key:?} calls itself {own:?} in {field}; it must be the same"))
     })
 }
 

@@ -217,13 +217,14 @@ impl trysail_stages::Terms for Terms {
         QUESTIONS.iter().map(|(query, _)| *query).find(|query| *query == name)
     }
 
-    fn answer_json(&self, query: &str, args: &[String], answer: &[u8]) -> Result<String, String> {
+    fn answer_json(&self, query: &str, args: &[String], answer: Option<&[u8]>) -> Result<Option<String>, String> {
         let found = QUESTIONS.iter().find(|(name, _)| *name == query);
         let (_, answered) = found.ok_or_else(|| format!("asked {query:?}, which is no question"))?;
-        let message = match answered {
-            Answered::Message(message) => message,
-            Answered::Text => return Ok(Value::from(String::from_utf8_lossy(answer)).to_string()),
-            Answered::Truth => return Ok("true".to_owned()),
+        let (message, answer) = match (answered, answer) {
+            (Answered::Truth, answer) => return Ok(Some(answer.is_some().to_string())),
+            (_, None) => return Ok(None),
+            (Answered::Text, Some(text)) => return Ok(Some(Value::from(String::from_utf8_lossy(text)).to_string())),
+            (Answered::Message(message), Some(answer)) => (message, answer),
         };
         let mut value = trysail_codec::json::to_json(message, answer).map_err(|error| error.to_string())?;
         if query == "object"
@@ -235,7 +236,7 @@ impl trysail_stages::Terms for Terms {
             let spec = object.get_field_by_name("spec").and_then(|spec| spec.as_bytes().cloned()).unwrap_or_default();
             value["spec"] = trysail_codec::json::to_json(message, &spec).map_err(|error| error.to_string())?;
         }
-        Ok(value.to_string())
+        Ok(Some(value.to_string()))
     }
 
     fn configuration(&self) -> &str {
@@ -310,6 +311,10 @@ impl trysail_stages::Terms for Terms {
             queries: own.queries.unwrap_or(of_all.queries.min(QUERIES)),
             ..of_all
         }
+    }
+
+    fn tenant(&self) -> Option<&str> {
+        self.rights.tenant.as_deref()
     }
 
     fn is_fresh(&self) -> bool {

@@ -4,6 +4,7 @@
 //! it. So results go at any time, and names only while nobody evaluates. A number is never given out again.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustc_hash::FxHashSet;
 
@@ -11,6 +12,9 @@ use crate::calls::{Call, CallId};
 use crate::engine::Engine;
 use crate::memo::CallMemo;
 use crate::queries::QueryId;
+
+/// How long a collection waits for a moment in which nobody evaluates; without one names are dropped the next time.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// What a collection dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,7 +49,8 @@ impl Engine {
 
     /// Drops calls without results and queries without traces; the numbers of both.
     fn collect_names(&self) -> (usize, usize) {
-        let _alone = self.in_use.write();
+        // Not at any price: a plugin that runs to its deadline would have everybody wait who has a change to make.
+        let Some(_alone) = self.in_use.try_write_for(PATIENCE) else { return (0, 0) };
         // The call itself may hold the set; any other reference is a stream's.
         self.subscriptions.write().retain(|_, (names, memo)| {
             let own =

@@ -31,16 +31,24 @@ const TICK: Duration = Duration::from_millis(2);
 const CALLS_PER_INSTANCE: u32 = 10_000;
 /// An instance with more memory than this is replaced, bytes.
 const MEMORY_PER_INSTANCE: usize = 16 << 20;
-/// Warm instances kept of each component.
+/// Warm instances kept of each stage.
 const WARM: usize = 16;
+/// Warm instances kept of each plugin: there may be many plugins, and each instance keeps its memory.
+const WARM_OF_PLUGIN: usize = 4;
+/// What a component may consist of: memories, tables and core instances, and the elements of all its tables.
+const MAX_MEMORIES: usize = 8;
+/// See [`MAX_MEMORIES`]. Those of script languages are linked from dozens of libraries.
+const MAX_INSTANCES: usize = 100;
+/// See [`MAX_MEMORIES`].
+const MAX_TABLE_ELEMENTS: usize = 200_000;
 /// The package that this host serves, in all its lines.
 const PACKAGE: &str = "trysail:stage";
 
 /// What can go wrong when a component is loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// The bytes are not a component.
-    #[error("{name} is not a WebAssembly component")]
+    /// The bytes are not a component, or of one that needs more memory than there is for any.
+    #[error("{name} is not a WebAssembly component that can run here")]
     NotAComponent {
         /// Stage or plugin.
         name: String,
@@ -62,6 +70,14 @@ pub enum LoadError {
         /// What the runtime said.
         #[source]
         source: wasmtime::Error,
+    },
+    /// It failed when an instance was to be made of it.
+    #[error("{name} failed at its start: it {kind}")]
+    Start {
+        /// Stage or plugin.
+        name: String,
+        /// How.
+        kind: FaultKind,
     },
     /// A plugin failed when it was asked for its hook points.
     #[error("plugin {name} failed when asked for its hook points: {kind}")]
@@ -94,15 +110,33 @@ pub struct RuntimeConfig {
     pub cache: Option<PathBuf>,
 }
 
-/// The wasmtime engine with its clock, and the linker for all components.
+/// The sandboxes with their clock.
 pub struct Runtime {
-    engine: wasmtime::Engine,
-    linker: Linker<State>,
-    cache: Option<cache::Cache>,
+    stages: Sandbox,
+    /// Of their own, so that no plugin takes the last instance that a stage could have.
+    plugins: Sandbox,
     ticks: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     /// Components compiled since the start; those found in the cache do not count.
     compiled: AtomicU64,
+}
+
+/// A wasmtime engine, and the linker for its components.
+struct Sandbox {
+    engine: wasmtime::Engine,
+    linker: Linker<State>,
+    cache: Option<cache::Cache>,
+}
+
+impl Sandbox {
+    fn new(role: Role, cache: Option<&PathBuf>, queries: &[QueryDecl]) -> wasmtime::Result<Sandbox> {
+        let engine = wasmtime_engine(role)?;
+        let mut linker = Linker::new(&engine);
+        line_0_1::link(&mut linker, queries)?;
+        line_0_2::link(&mut linker, queries)?;
+        let cache = cache.and_then(|folder| cache::Cache::open(folder.clone(), &engine));
+        Ok(Sandbox { engine, linker, cache })
+    }
 }
 
 /// What an instance's store holds: during a call, who answers.
@@ -115,6 +149,9 @@ struct State {
     memory_limit: usize,
     memory_refused: bool,
     memory: usize,
+    table_elements: usize,
+    /// The host's time for answers counts as the guest's.
+    pays_for_answers: bool,
     /// Ticks left when the guest was last entered, and the tick at that time.
     deadline: u64,
     entered: u64,
@@ -141,8 +178,25 @@ impl wasmtime::ResourceLimiter for State {
         Ok(true)
     }
 
-    fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
-        Ok(desired <= 100_000)
+    fn table_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        let total = self.table_elements.saturating_sub(current).saturating_add(desired);
+        if total > MAX_TABLE_ELEMENTS {
+            return Ok(false);
+        }
+        self.table_elements = total;
+        Ok(true)
+    }
+
+    fn instances(&self) -> usize {
+        MAX_INSTANCES
+    }
+
+    fn tables(&self) -> usize {
+        MAX_INSTANCES
+    }
+
+    fn memories(&self) -> usize {
+        MAX_MEMORIES
     }
 }
 
@@ -157,28 +211,27 @@ impl Runtime {
     /// # Errors
     /// When wasmtime does not start on this machine.
     pub fn new(config: RuntimeConfig, queries: &[QueryDecl]) -> Result<Arc<Runtime>, LoadError> {
-        let engine = wasmtime_engine().map_err(LoadError::Runtime)?;
-        let mut linker = Linker::new(&engine);
-        line_0_1::link(&mut linker, queries).map_err(LoadError::Runtime)?;
-        line_0_2::link(&mut linker, queries).map_err(LoadError::Runtime)?;
-        let cache = config.cache.and_then(|folder| cache::Cache::open(folder, &engine));
+        let sandbox = |role| Sandbox::new(role, config.cache.as_ref(), queries).map_err(LoadError::Runtime);
+        let (stages, plugins) = (sandbox(Role::Stage)?, sandbox(Role::Plugin)?);
         let ticks = Arc::new(AtomicU64::new(0));
         let stop = Arc::new(AtomicBool::new(false));
-        let clock = (engine.weak(), ticks.clone(), stop.clone());
+        let clock = ([stages.engine.weak(), plugins.engine.weak()], ticks.clone(), stop.clone());
         let run = move || {
-            let (engine, ticks, stop) = clock;
+            let (engines, ticks, stop) = clock;
             while !stop.load(Ordering::Relaxed) {
                 std::thread::sleep(TICK);
-                let Some(engine) = engine.upgrade() else { return };
                 ticks.fetch_add(1, Ordering::Relaxed);
-                engine.increment_epoch();
+                for engine in &engines {
+                    let Some(engine) = engine.upgrade() else { return };
+                    engine.increment_epoch();
+                }
             }
         };
         std::thread::Builder::new()
             .name("epochs".into())
             .spawn(run)
             .map_err(|error| LoadError::Runtime(error.into()))?;
-        Ok(Arc::new(Runtime { engine, linker, cache, ticks, stop, compiled: AtomicU64::new(0) }))
+        Ok(Arc::new(Runtime { stages, plugins, ticks, stop, compiled: AtomicU64::new(0) }))
     }
 
     /// Number of components that had to be compiled.
@@ -209,18 +262,19 @@ impl Runtime {
     /// # Errors
     /// When the bytes are no component.
     pub fn surface(&self, bytes: &[u8]) -> Result<Surface, LoadError> {
-        let component = Component::new(&self.engine, bytes)
+        let engine = &self.plugins.engine;
+        let component = Component::new(engine, bytes)
             .map_err(|source| LoadError::NotAComponent { name: "it".to_owned(), source })?;
         let outside = component.component_type();
         let mut surface = Surface::default();
-        for (name, item) in outside.imports(&self.engine) {
+        for (name, item) in outside.imports(engine) {
             surface.imports.push(name.to_owned());
             let facts = name.starts_with(PACKAGE) && name.contains("/facts@");
             if let (true, ComponentItem::ComponentInstance(instance)) = (facts, item.ty) {
-                surface.questions.extend(instance.exports(&self.engine).map(|(question, _)| question.to_owned()));
+                surface.questions.extend(instance.exports(engine).map(|(question, _)| question.to_owned()));
             }
         }
-        let exports = outside.exports(&self.engine).map(|(name, _)| name.to_owned());
+        let exports = outside.exports(engine).map(|(name, _)| name.to_owned());
         let of_line = |name: &String| Some(name.strip_prefix(PACKAGE)?.split_once('@')?.1.to_owned());
         let mut lines: Vec<String> =
             surface.imports.iter().cloned().chain(exports).filter_map(|name| of_line(&name)).collect();
@@ -232,13 +286,17 @@ impl Runtime {
 
     fn load(self: &Arc<Self>, name: &str, bytes: &[u8], role: Role) -> Result<ComponentGuest, LoadError> {
         let digest = Fingerprint::of(bytes).to_string();
-        let component = match self.cache.as_ref().and_then(|cache| cache.get(&self.engine, &digest)) {
+        let Sandbox { engine, linker, cache } = match role {
+            Role::Stage => &self.stages,
+            Role::Plugin => &self.plugins,
+        };
+        let component = match cache.as_ref().and_then(|cache| cache.get(engine, &digest)) {
             Some(component) => component,
             None => {
                 self.compiled.fetch_add(1, Ordering::Relaxed);
-                let component = Component::new(&self.engine, bytes)
+                let component = Component::new(engine, bytes)
                     .map_err(|source| LoadError::NotAComponent { name: name.to_owned(), source })?;
-                if let Some(cache) = &self.cache {
+                if let Some(cache) = cache {
                     cache.put(&digest, &component);
                 }
                 component
@@ -246,15 +304,19 @@ impl Runtime {
         };
         let misfit = |source: wasmtime::Error| LoadError::DoesNotFit {
             name: name.to_owned(),
-            why: misfit(&self.engine, &component),
+            why: misfit(engine, &component),
             source,
         };
-        let pre = self.linker.instantiate_pre(&component).map_err(misfit)?;
+        let pre = linker.instantiate_pre(&component).map_err(misfit)?;
         let guest =
             ComponentGuest { name: name.to_owned(), digest, role, pre, runtime: self.clone(), warm: Mutex::default() };
         // An instance at once: a component whose exports do not fit must not be found out by a proxy.
-        let limits = Limits::default();
-        let instance = guest.instance(&limits).map_err(misfit)?;
+        // Nobody waits for it.
+        let limits = Limits::default().longer();
+        let instance = guest.instance(&limits).map_err(|unready| match unready {
+            Unready::Misfit(source) => misfit(source),
+            Unready::Fault(kind) => LoadError::Start { name: name.to_owned(), kind: for_good(kind) },
+        })?;
         guest.warm.lock().push(instance);
         Ok(guest)
     }
@@ -267,7 +329,7 @@ impl Drop for Runtime {
 }
 
 /// Deterministic where wasm leaves a choice; epochs for deadlines; pooled memory where the machine allows it.
-fn wasmtime_engine() -> wasmtime::Result<wasmtime::Engine> {
+fn wasmtime_engine(role: Role) -> wasmtime::Result<wasmtime::Engine> {
     let config = |pooled: bool| {
         let mut config = wasmtime::Config::new();
         config.wasm_component_model(true);
@@ -275,12 +337,19 @@ fn wasmtime_engine() -> wasmtime::Result<wasmtime::Engine> {
         config.cranelift_nan_canonicalization(true);
         config.relaxed_simd_deterministic(true);
         config.wasm_backtrace_details(wasmtime::WasmBacktraceDetails::Disable);
+        if let Role::Plugin = role {
+            // They are compiled while others work; a large one must not take all cores from these.
+            config.parallel_compilation(false);
+        }
         if pooled {
             let mut pool = wasmtime::PoolingAllocationConfig::default();
             pool.total_component_instances(256)
-                .total_core_instances(512)
+                .total_core_instances(1024)
                 .total_memories(256)
-                .total_tables(512)
+                .total_tables(1024)
+                .max_memories_per_component(MAX_MEMORIES as u32)
+                .max_tables_per_component(MAX_INSTANCES as u32)
+                .max_core_instances_per_component(MAX_INSTANCES as u32)
                 .max_memory_size(256 << 20)
                 .linear_memory_keep_resident(1 << 20);
             config.allocation_strategy(wasmtime::InstanceAllocationStrategy::Pooling(pool));
@@ -342,7 +411,8 @@ fn truth(mut store: StoreContextMut<'_, State>, kind: &'static str, args: Vec<St
     Ok((ask(&mut store, kind, args)?.is_some(),))
 }
 
-/// Answers a question. Time spent in other calls that have to be made for the answer is not the guest's.
+/// Answers a question. Time spent in other calls that have to be made for the answer is not a stage's. A plugin has no such
+/// questions; what the host does for its others is its time, or asking would be a way to have more of that than anybody.
 fn ask(
     store: &mut StoreContextMut<'_, State>,
     kind: &'static str,
@@ -359,7 +429,7 @@ fn ask(
     let now = state.ticks.load(Ordering::Relaxed);
     match answer {
         Ok(answer) => {
-            if now != before {
+            if now != before && !state.pays_for_answers {
                 state.deadline = state.deadline.saturating_sub(before - state.entered);
                 state.entered = now;
                 let left = state.deadline;
@@ -456,7 +526,7 @@ struct Warm {
 }
 
 impl ComponentGuest {
-    fn instance(&self, limits: &Limits) -> wasmtime::Result<Warm> {
+    fn instance(&self, limits: &Limits) -> Result<Warm, Unready> {
         let state = State {
             asker: None,
             unanswered: None,
@@ -465,15 +535,25 @@ impl ComponentGuest {
             memory_limit: limits.memory,
             memory_refused: false,
             memory: 0,
+            table_elements: 0,
+            pays_for_answers: matches!(self.role, Role::Plugin),
             deadline: 0,
             entered: 0,
             ticks: self.runtime.ticks.clone(),
         };
-        let mut store = Store::new(&self.runtime.engine, state);
+        let mut store = Store::new(self.pre.engine(), state);
         store.limiter(|state| state);
         store.set_epoch_deadline(ticks(limits.deadline));
-        let instance = self.pre.instantiate(&mut store)?;
-        let exports = Exports::of(self.role, &instance, &mut store)?;
+        if let Role::Plugin = self.role {
+            // What it hands over is copied; lists whose elements are all the same long text would be more than there is memory.
+            store.set_hostcall_fuel(handed_over(limits));
+        }
+        let instance =
+            self.pre.instantiate(&mut store).map_err(|error| match why(store.data_mut(), &error, limits) {
+                Unanswered::Own(kind) => Unready::Fault(kind),
+                Unanswered::Below(fault) => Unready::Fault(fault.kind),
+            })?;
+        let exports = Exports::of(self.role, &instance, &mut store).map_err(Unready::Misfit)?;
         Ok(Warm { store, exports, n_calls: 0 })
     }
 
@@ -481,7 +561,7 @@ impl ComponentGuest {
     fn points(&self) -> Result<Vec<String>, LoadError> {
         let limits = Limits::default();
         let fail = |kind| LoadError::Points { name: self.name.clone(), kind };
-        let mut warm = self.instance(&limits).map_err(|e| fail(FaultKind::Trap(format!("{e:#}"))))?;
+        let mut warm = self.instance(&limits).map_err(|unready| fail(unready.into()))?;
         let points = match &warm.exports {
             Exports::Stage(_) => return Err(fail(FaultKind::Failed("it is a stage, not a plugin".into()))),
             // What it exports says where it works.
@@ -541,7 +621,7 @@ impl Guest for ComponentGuest {
         let warm = if fresh { None } else { self.warm.lock().pop() };
         let mut warm = match warm.map_or_else(|| self.instance(limits), Ok) {
             Ok(warm) => warm,
-            Err(error) => return (Err(Unanswered::Own(FaultKind::Trap(format!("{error:#}")))), asker),
+            Err(unready) => return (Err(Unanswered::Own(unready.into())), asker),
         };
         let deadline = ticks(limits.deadline);
         let state = warm.store.data_mut();
@@ -554,9 +634,13 @@ impl Guest for ComponentGuest {
             state.terms.clone_from(terms);
         }
         warm.store.set_epoch_deadline(deadline);
+        if let Role::Plugin = self.role {
+            warm.store.set_hostcall_fuel(handed_over(limits));
+        }
         let called = warm.exports.call(&mut warm.store, job);
         let state = warm.store.data_mut();
-        let asker = state.asker.take().expect("it was put there above and only this function takes it");
+        let mut asker = state.asker.take().expect("it was put there above and only this function takes it");
+        asker.had_memory(state.memory);
         state.items = [].into();
         state.terms = None;
         let result = match called {
@@ -573,13 +657,47 @@ impl Guest for ComponentGuest {
         let worn = warm.n_calls >= CALLS_PER_INSTANCE || state.memory > MEMORY_PER_INSTANCE || state.memory_refused;
         if !fresh && !worn {
             let mut pool = self.warm.lock();
-            if pool.len() < WARM {
+            let most = if let Role::Plugin = self.role { WARM_OF_PLUGIN } else { WARM };
+            if pool.len() < most {
                 pool.push(warm);
             }
         }
         (result, asker)
     }
 }
+
+/// Why there is no instance.
+enum Unready {
+    /// What it exports is not what it should be.
+    Misfit(wasmtime::Error),
+    /// It trapped, or went beyond its limits, at its start.
+    Fault(FaultKind),
+}
+
+impl From<Unready> for FaultKind {
+    fn from(unready: Unready) -> FaultKind {
+        match unready {
+            Unready::Misfit(error) => FaultKind::Trap(format!("{error:#}")),
+            Unready::Fault(kind) => kind,
+        }
+    }
+}
+
+/// A fault where there is no second try.
+fn for_good(kind: FaultKind) -> FaultKind {
+    match kind {
+        FaultKind::Slow(limit) => FaultKind::Deadline(limit),
+        other => other,
+    }
+}
+
+/// What a plugin may hand over in one call of the host, or as its outcome, bytes with what the host needs around them.
+fn handed_over(limits: &Limits) -> usize {
+    limits.output.saturating_mul(2).saturating_add(1 << 20)
+}
+
+/// Words of the runtime's error for who hands over more; it has no type that could be asked for.
+const HANDED_OVER: &str = "too much data is being copied between the host and the guest";
 
 /// Why a run ended in an error.
 fn why(state: &mut State, error: &wasmtime::Error, limits: &Limits) -> Unanswered {
@@ -590,6 +708,9 @@ fn why(state: &mut State, error: &wasmtime::Error, limits: &Limits) -> Unanswere
         Some(wasmtime::Trap::Interrupt) => FaultKind::Slow(limits.deadline),
         // A guest that is refused memory aborts.
         _ if state.memory_refused => FaultKind::Memory(limits.memory),
+        _ if error.chain().any(|cause| cause.to_string().contains(HANDED_OVER)) => {
+            FaultKind::OutputSize(handed_over(limits), limits.output)
+        }
         Some(trap) => FaultKind::Trap(trap.to_string()),
         None => FaultKind::Trap(format!("{error:#}")),
     })

@@ -100,6 +100,40 @@ pub(crate) fn conflicts(nodes: &[Arc<Node>]) -> Vec<Diagnostic> {
     found.into_iter().map(diagnostic).collect()
 }
 
+/// What plugins put under a name that is taken: of two resources of one name the first is served.
+pub(crate) fn clashes(root: &Arc<Node>) -> Vec<Diagnostic> {
+    let mut names = BTreeSet::new();
+    let mut taken = BTreeSet::new();
+    root.entries.for_each(&mut |item| {
+        let name = &item.resource.name;
+        if !names.insert(name.clone()) {
+            taken.insert(name.clone());
+        }
+    });
+    if taken.is_empty() {
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    let mut seen = BTreeSet::new();
+    root.for_each(&mut |node| {
+        let Call::Plugin { plugin, inner: None, .. } = &node.memo.call else { return };
+        node.entries.for_each(&mut |item| {
+            let name = &item.resource.name;
+            let is_left_out = taken.contains(name) && !root.entries.is_first(name.as_str(), &item.resource);
+            if is_left_out && seen.insert((plugin.clone(), name.clone())) {
+                found.push(Diagnostic {
+                    severity: Severity::Error,
+                    object: format!("plugin {}", self::name(plugin)),
+                    field: String::new(),
+                    message: format!("{name:?} is left out: the name is taken"),
+                    code: String::new(),
+                });
+            }
+        });
+    });
+    found
+}
+
 /// Fields in both lists, of which one may hold the other. What is inserted beside each other is no conflict.
 fn overlaps<'a>(later: &'a [Effect], earlier: &'a [Effect]) -> impl Iterator<Item = (&'a Effect, &'a Effect)> {
     later.iter().flat_map(move |effect| {

@@ -3,13 +3,16 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashMap;
 use trysail_model::{Affected, Fingerprint, Proxies, Query, QueryDecl, ResourceName, Snapshot};
 
-use crate::calls::Call;
+use crate::aside::Lane;
+use crate::calls::{Call, CallId};
+use crate::circuit::{Budget, Circuits};
 use crate::fault::FailurePolicy;
 use crate::gate::{Gate, Gated, Need};
 use crate::guest::{Guest, Limits};
@@ -69,6 +72,8 @@ pub struct Config {
     pub hold_back: bool,
     /// Limits of a call.
     pub limits: Limits,
+    /// What plugins may cost.
+    pub budget: Budget,
     /// Share of runs that are run again on a fresh instance and compared: 1.0 in tests.
     pub audit_share: f64,
     /// Called with each call that a guest ran: what was recomputed.
@@ -134,6 +139,8 @@ pub struct Engine {
     /// of names is not to be hashed for each proxy. A weak reference keeps the address its own, and lets the names go.
     pub(crate) subscriptions: RwLock<Subscriptions>,
     pub(crate) retrying: Mutex<BTreeSet<(u32, Fingerprint)>>,
+    pub(crate) circuits: Circuits,
+    pub(crate) lane: Arc<Lane>,
     pub(crate) sampler: AtomicU64,
     /// See [`Gated`].
     pub(crate) gated: Mutex<Gated>,
@@ -177,6 +184,8 @@ impl Engine {
             counters: Counters::default(),
             subscriptions: RwLock::default(),
             retrying: Mutex::default(),
+            circuits: Circuits::default(),
+            lane: Arc::default(),
             sampler: AtomicU64::new(0),
             gated: Mutex::default(),
         })
@@ -249,6 +258,8 @@ impl Engine {
     pub fn set_hooks(&self, table: HookTable) -> Advance {
         self.step(|revision| {
             let ids = |hooked: &[Hooked]| hooked.iter().map(|h| (h.id.clone(), h.policy)).collect::<Vec<_>>();
+            self.circuits.follow(&table, Instant::now());
+            self.counters.keep(&table, &|name| self.guests.read().contains_key(name));
             let old = self.hooks.swap(Arc::new(table));
             let new = self.hooks.load();
             let points: BTreeSet<&Arc<str>> = old.keys().chain(new.keys()).collect();
@@ -273,10 +284,10 @@ impl Engine {
         })
     }
 
-    /// Has a call looked at again although no answer moved: a retry came to its end.
-    pub(crate) fn touch(&self, memo: &CallMemo) {
+    /// Has calls looked at again although no answer moved: a retry came to its end.
+    pub(crate) fn touch(&self, calls: impl IntoIterator<Item = CallId>) {
         self.step(|revision| {
-            self.memos.mark_dirty([memo.id], revision);
+            self.memos.mark_dirty(calls, revision);
             (self.snapshot(), ())
         });
     }
@@ -308,11 +319,17 @@ impl Engine {
         self.decls.get(kind)
     }
 
-    /// Runs until no retry of a slow call is under way: for `render`, which has no second push.
+    /// Runs until no retry of a slow call is under way, and no call waits but those of plugins that are left alone: for `render`, which
+    /// has no second push.
     pub fn settle(&self) {
-        while !self.retrying.lock().is_empty() {
+        while !self.retrying.lock().is_empty() || self.circuits.are_at_work() {
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
+    }
+
+    /// A plugin at a hook point, if it is in force there.
+    pub(crate) fn hooked(&self, id: &str, point: &str) -> Option<Hooked> {
+        self.hooks.load().get(point)?.iter().find(|hooked| &*hooked.id == id).cloned()
     }
 
     /// The fingerprint of the plugins at a hook point.

@@ -13,7 +13,7 @@ use crate::engine::{Engine, Epoch};
 use crate::fault::{FailurePolicy, Fault, FaultKind};
 use crate::gate::{Need, Verdict};
 use crate::memo::{CallMemo, Faulted};
-use crate::metrics::add;
+use crate::metrics::{HOST, add};
 use crate::node::{Judging, Leaf, Node};
 use crate::proxies::ProxyState;
 use crate::queries::{Cell, QueryId, Question};
@@ -66,6 +66,7 @@ impl Engine {
         let old = match found {
             Some((node, true)) => {
                 add(&self.counters.hits);
+                self.counters.remembered(&memo.call);
                 return Ok(node);
             }
             Some((node, false)) => Some(node),
@@ -88,6 +89,7 @@ impl Engine {
         add(&self.counters.walks);
         let mut answers = Answers::default();
         if let Some(leaf) = self.walk(cx, &mut answers, &memo.traces)? {
+            self.counters.remembered(&memo.call);
             return Ok(leaf);
         }
         if let Some(Faulted { reads, fault }) = self.walk(cx, &mut answers, &memo.faults)? {
@@ -100,8 +102,14 @@ impl Engine {
     fn compute(self: &Arc<Self>, cx: &mut Cx, memo: &Arc<CallMemo>) -> Result<Arc<Leaf>, Fault> {
         let (result, reads, seen, effects) = match &memo.call {
             Call::Stage { .. } | Call::Plugin { .. } => {
-                let runner = Runner { engine: self, memo, limits: self.config.limits, keeps_log: false };
-                let ran = runner.run(cx);
+                if let Err(why) = self.admit(cx, memo) {
+                    let guest = memo.call.guest().unwrap_or_default();
+                    let kind = FaultKind::PutOff(why.to_string());
+                    let fault = Fault { guest: guest.into(), call: memo.call.to_string().into(), kind };
+                    return self.after_fault(cx, memo, fault, [].into(), true);
+                }
+                let ran = Runner { engine: self, memo, is_second: false, keeps_log: false }.run(cx);
+                self.charge(memo, &ran, true);
                 (ran.result, ran.reads, ran.seen, ran.effects)
             }
             Call::Hook { point, args, inner } => {
@@ -196,6 +204,15 @@ impl Engine {
         Ok(leaf)
     }
 
+    /// Does the call need no run: is there an output for the present answers, or a fault that is no mere slowness?
+    pub(crate) fn is_known(self: &Arc<Self>, cx: &mut Cx, memo: &CallMemo) -> bool {
+        let mut answers = Answers::default();
+        let made = self.walk(cx, &mut answers, &memo.traces);
+        let is_final = |faulted: &Faulted| !matches!(faulted.fault.kind, FaultKind::Slow(_));
+        matches!(made, Ok(Some(_)))
+            || self.walk(cx, &mut answers, &memo.faults).is_ok_and(|faulted| faulted.as_ref().is_some_and(is_final))
+    }
+
     /// Has the same inputs not tried again. The fault holds for these reads at any revision.
     pub(crate) fn remember_fault(&self, memo: &CallMemo, reads: &Arc<[Read]>, fault: &Fault) {
         let _shared = self.commit.read();
@@ -234,9 +251,7 @@ impl Engine {
     ) -> Result<Arc<Leaf>, Fault> {
         cx.faults.lock().push(fault.clone());
         let Call::Plugin { plugin, point, inner, .. } = &memo.call else { return Err(fault) };
-        let table = self.hooks.load();
-        let hooked = table.get(point).and_then(|all| all.iter().find(|hooked| hooked.id == *plugin));
-        if hooked.is_none_or(|hooked| hooked.policy == FailurePolicy::Hold) {
+        if self.hooked(plugin, point).is_none_or(|hooked| hooked.policy == FailurePolicy::Hold) {
             return Err(fault);
         }
         let mut output = Output::empty();
@@ -513,7 +528,7 @@ impl Engine {
 
     /// A fault in a call, counted and logged.
     pub(crate) fn fault(&self, memo: &CallMemo, kind: FaultKind) -> Fault {
-        let guest = memo.call.guest().unwrap_or("host").to_owned();
+        let guest = memo.call.guest().unwrap_or(HOST).to_owned();
         self.counters.fault(guest.split('@').next().unwrap_or(&guest), kind.label());
         let fault = Fault { guest: guest.into(), call: memo.call.to_string().into(), kind };
         tracing::error!(guest = %fault.guest, call = %fault.call, "{}", fault.kind);

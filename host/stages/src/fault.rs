@@ -45,6 +45,9 @@ pub enum FaultKind {
     /// What a plugin wanted changed cannot be changed so.
     #[error("returned an edit that cannot be made: {0}")]
     Edit(String),
+    /// A plugin is not called at present.
+    #[error("is not called now: {0}")]
+    PutOff(String),
     /// There is no such stage.
     #[error("is not loaded")]
     Missing,
@@ -67,6 +70,7 @@ impl FaultKind {
             FaultKind::Failed(_) => "failed",
             FaultKind::Rights(_) => "rights",
             FaultKind::Edit(_) => "edit",
+            FaultKind::PutOff(_) => "put_off",
             FaultKind::Missing => "missing",
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use trysail_sdk::{Edit, Level, Outcome, Output};
+use trysail_sdk::{Diagnostic, Edit, Level, Outcome, Output};
 
 use crate::fault::{Fault, FaultKind};
 use crate::terms::{Place, Terms};
@@ -66,6 +66,11 @@ pub trait Asker: Send {
 
     /// Takes a line.
     fn report(&mut self, level: Level, message: &str);
+
+    /// Is told, at the end of a run, how much linear memory the guest had, bytes.
+    fn had_memory(&mut self, bytes: usize) {
+        let _ = bytes;
+    }
 
     /// For whoever handed the asker to a guest and gets it back.
     fn into_any(self: Box<Self>) -> Box<dyn std::any::Any>;
@@ -129,7 +134,7 @@ pub fn output_size(done: &Done) -> usize {
         trysail_sdk::Entry::Include(call) => call_size(call) + ENTRY,
         trysail_sdk::Entry::Item(item) => item.key.len() + item.message.parts.iter().map(part).sum::<usize>() + ENTRY,
     };
-    output.entries.iter().map(entry).sum::<usize>() + output.diagnostics.iter().map(|d| d.message.len()).sum::<usize>()
+    output.entries.iter().map(entry).sum::<usize>() + diagnostics_size(&output.diagnostics)
 }
 
 fn edits_size(edits: &trysail_sdk::Edits) -> usize {
@@ -144,8 +149,12 @@ fn edits_size(edits: &trysail_sdk::Edits) -> usize {
         Edit::Drop(key) => key.len(),
     };
     // Each costs the host something, however small it is.
-    edits.edits.iter().map(|one| edit(one) + EDIT).sum::<usize>()
-        + edits.diagnostics.iter().map(|d| d.message.len()).sum::<usize>()
+    edits.edits.iter().map(|one| edit(one) + EDIT).sum::<usize>() + diagnostics_size(&edits.diagnostics)
+}
+
+fn diagnostics_size(diagnostics: &[Diagnostic]) -> usize {
+    let size = |said: &Diagnostic| said.object.len() + said.field.len() + said.message.len() + said.code.len() + ENTRY;
+    diagnostics.iter().map(size).sum()
 }
 
 /// What an edit counts for beside its texts, bytes.
@@ -233,9 +242,12 @@ impl trysail_sdk::Host for NativeHost {
     fn ask_json(&self, query: &str, args: &[&str]) -> Option<String> {
         let (_, terms) = self.terms.as_ref()?;
         let kind = terms.query(query)?;
-        let answer = self.ask(kind, args)?;
+        let answer = self.ask(kind, args);
+        if self.unanswered.borrow().is_some() {
+            return None;
+        }
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-        Some(terms.answer_json(kind, &args, &answer).unwrap_or_else(|why| panic!("{why}")))
+        terms.answer_json(kind, &args, answer.as_deref()).unwrap_or_else(|why| panic!("{why}"))
     }
 }
 

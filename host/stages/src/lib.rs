@@ -12,8 +12,10 @@
 //! **Invariant:** what a call returns depends on its arguments and its recorded reads alone. The sandbox enforces it; the
 //! purity audit checks it.
 
+mod aside;
 pub mod calls;
 mod chain;
+pub mod circuit;
 pub mod collect;
 pub mod component;
 pub mod effects;
@@ -34,6 +36,7 @@ pub mod terms;
 pub mod trace;
 pub mod views;
 
+pub use circuit::{Budget, Conduct, Standing};
 pub use engine::{Advance, Config, Engine, Hooked, OnRun, OutputDecl, Root};
 pub use fault::{FailurePolicy, Fault, FaultKind};
 pub use gate::{HOLES, Need, Verdict};

@@ -131,6 +131,11 @@ impl Memos {
         self.memos.read()[id as usize].clone().expect("a call that something refers to is not forgotten")
     }
 
+    /// The memo of a number, unless the call was forgotten.
+    pub fn find(&self, id: CallId) -> Option<Arc<CallMemo>> {
+        self.memos.read().get(id as usize).cloned().flatten()
+    }
+
     /// All memos.
     pub fn all(&self) -> Vec<Arc<CallMemo>> {
         self.memos.read().iter().flatten().cloned().collect()

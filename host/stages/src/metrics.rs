@@ -1,14 +1,16 @@
 //! Counters of the engine's work.
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry};
+use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 
-use crate::engine::Engine;
+use crate::calls::Call;
+use crate::engine::{Engine, HookTable};
 
 /// What the engine did; tests read it to show that nothing was looked at that a change did not concern.
 pub struct Counters {
@@ -26,6 +28,11 @@ pub struct Counters {
     seconds: HistogramVec,
     output_bytes: IntCounterVec,
     effects: IntCounterVec,
+    memory: IntGaugeVec,
+    remembered: IntCounterVec,
+    put_off: IntCounterVec,
+    trips: IntCounterVec,
+    unsaid: IntCounterVec,
 }
 
 /// Upper bounds, in seconds, of one run of a guest.
@@ -46,6 +53,14 @@ pub struct GuestReading {
     pub effective: u64,
     /// Of a plugin: runs that left everything as it was.
     pub ineffective: u64,
+    /// Of a plugin: the most linear memory of any run, bytes.
+    pub memory: u64,
+    /// Of a plugin: times that what it made before was found again.
+    pub remembered: u64,
+    /// Of a plugin: calls that were not made when they were needed.
+    pub put_off: u64,
+    /// Of a plugin: lines that it wanted logged and that were not.
+    pub unsaid: u64,
 }
 
 /// A reading of the counters.
@@ -86,6 +101,31 @@ impl Default for Counters {
                 "Runs of plugins, by whether they changed something.",
                 &["plugin", "effect"],
             ),
+            memory: IntGaugeVec::new(
+                Opts::new("trysail_plugin_memory_peak_bytes", "The most linear memory of any run of a plugin."),
+                &["plugin"],
+            )
+            .expect("the name and labels are well-formed"),
+            remembered: counters(
+                "trysail_plugin_memo_hits_total",
+                "Times that what a plugin made before was found again.",
+                &["plugin"],
+            ),
+            put_off: counters(
+                "trysail_plugin_put_off_total",
+                "Calls of a plugin that were not made when they were needed, by why.",
+                &["plugin", "reason"],
+            ),
+            trips: counters(
+                "trysail_plugin_circuit_opened_total",
+                "Times that the circuit of a plugin opened.",
+                &["plugin"],
+            ),
+            unsaid: counters(
+                "trysail_plugin_log_lines_dropped_total",
+                "Lines that a plugin wanted logged and that were not.",
+                &["plugin"],
+            ),
         }
     }
 }
@@ -122,6 +162,57 @@ impl Counters {
         self.effects.with_label_values(&[plugin, effect_name(is_effective)]).inc();
     }
 
+    /// Notes how much linear memory a run of a plugin had.
+    pub(crate) fn memory(&self, plugin: &str, bytes: usize) {
+        let gauge = self.memory.with_label_values(&[plugin]);
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        // Two that raise it at once leave one of their values, which differ little.
+        if gauge.get() < bytes {
+            gauge.set(bytes);
+        }
+    }
+
+    /// What a call made before was found again.
+    pub(crate) fn remembered(&self, call: &Call) {
+        if let Call::Plugin { plugin, .. } = call {
+            self.remembered.with_label_values(&[name_of(plugin)]).inc();
+        }
+    }
+
+    /// A call was not made when it was needed.
+    pub(crate) fn put_off(&self, plugin: &str, reason: &str) {
+        self.put_off.with_label_values(&[plugin, reason]).inc();
+    }
+
+    /// A circuit opened.
+    pub(crate) fn tripped(&self, plugin: &str) {
+        self.trips.with_label_values(&[plugin]).inc();
+    }
+
+    /// Lines were not logged.
+    pub(crate) fn unsaid(&self, plugin: &str, lines: u64) {
+        self.unsaid.with_label_values(&[plugin]).inc_by(lines);
+    }
+
+    /// Forgets all but the stages and these plugins: names of plugins come with documents that anybody may write, and go.
+    pub(crate) fn keep(&self, hooks: &HookTable, is_stage: &dyn Fn(&str) -> bool) {
+        let plugins: BTreeSet<&str> = hooks.values().flatten().map(|hooked| hooked.guest.name()).collect();
+        let is_kept = |name: &str| plugins.contains(name) || name == HOST || is_stage(name);
+        let counters = [&self.faults, &self.output_bytes, &self.effects, &self.remembered, &self.put_off];
+        for vec in counters.into_iter().chain([&self.trips, &self.unsaid]) {
+            for gone in series(&vec.collect()).filter(|series| !is_kept(of_whom(series))) {
+                // It was there a moment ago; if it is not any more, all the better.
+                let _ = vec.remove(&gone);
+            }
+        }
+        for gone in series(&self.seconds.collect()).filter(|series| !is_kept(of_whom(series))) {
+            let _ = self.seconds.remove(&gone);
+        }
+        for gone in series(&self.memory.collect()).filter(|series| !is_kept(of_whom(series))) {
+            let _ = self.memory.remove(&gone);
+        }
+    }
+
     /// What a guest did.
     pub fn of_guest(&self, guest: &str) -> GuestReading {
         let seconds = self.seconds.with_label_values(&[guest]);
@@ -137,6 +228,10 @@ impl Counters {
             faults: faults.map(|metric| metric.get_counter().get_value() as u64).sum(),
             effective: effects(true),
             ineffective: effects(false),
+            memory: u64::try_from(self.memory.with_label_values(&[guest]).get()).unwrap_or_default(),
+            remembered: self.remembered.with_label_values(&[guest]).get(),
+            put_off: PUT_OFF.iter().map(|reason| self.put_off.with_label_values(&[guest, reason]).get()).sum(),
+            unsaid: self.unsaid.with_label_values(&[guest]).get(),
         }
     }
 
@@ -148,9 +243,36 @@ impl Counters {
         registry.register(Box::new(self.faults.clone()))?;
         registry.register(Box::new(self.seconds.clone()))?;
         registry.register(Box::new(self.output_bytes.clone()))?;
-        registry.register(Box::new(self.effects.clone()))
+        registry.register(Box::new(self.effects.clone()))?;
+        registry.register(Box::new(self.memory.clone()))?;
+        registry.register(Box::new(self.remembered.clone()))?;
+        registry.register(Box::new(self.put_off.clone()))?;
+        registry.register(Box::new(self.trips.clone()))?;
+        registry.register(Box::new(self.unsaid.clone()))
     }
 }
+
+/// The labels of each series.
+fn series(families: &[MetricFamily]) -> impl Iterator<Item = HashMap<&str, &str>> {
+    let metrics = families.iter().flat_map(MetricFamily::get_metric);
+    metrics.map(|metric| metric.get_label().iter().map(|label| (label.name(), label.value())).collect())
+}
+
+/// The plugin or stage that a series is of.
+fn of_whom<'a>(series: &HashMap<&str, &'a str>) -> &'a str {
+    series.get("plugin").or_else(|| series.get("stage")).copied().unwrap_or_default()
+}
+
+/// Whose the faults of calls are that no guest makes.
+pub(crate) const HOST: &str = "host";
+
+/// A plugin's name, from its id.
+fn name_of(id: &str) -> &str {
+    id.split('@').next().unwrap_or(id)
+}
+
+/// Why calls are put off.
+const PUT_OFF: [&str; 3] = ["circuit", "share", "slow"];
 
 impl std::ops::Sub for Reading {
     type Output = Reading;
@@ -239,5 +361,20 @@ mod tests {
         assert_eq!((did.effective, did.ineffective), (1, 1));
         assert!((did.seconds - 0.003).abs() < 1e-9, "{did:?}");
         assert_eq!(counters.of_guest("nobody"), GuestReading::default());
+    }
+
+    #[test]
+    fn plugins_that_are_gone_leave_no_series() {
+        let counters = Counters::default();
+        counters.fault("gone", "trap");
+        counters.fault("clusters", "trap");
+        counters.ran("gone", Duration::from_millis(1), 1);
+        counters.put_off("gone", "share");
+        counters.memory("gone", 5);
+        counters.keep(&HookTable::default(), &|name| name == "clusters");
+        assert_eq!(counters.faults.collect().iter().map(|family| family.get_metric().len()).sum::<usize>(), 1);
+        assert_eq!(counters.faults("clusters", "trap"), 1);
+        let rest = [counters.seconds.collect(), counters.memory.collect(), counters.put_off.collect()];
+        assert!(rest.iter().flatten().all(|family| family.get_metric().is_empty()));
     }
 }

@@ -155,7 +155,7 @@ impl Engine {
         let memo = self.memos.of(Call::stage(stage, function, args));
         let guest = self.guests.read().get(stage).cloned()?;
         let mut cx: Cx = self.cx(proxy);
-        let runner = Runner { engine: self, memo: &memo, limits: self.config.limits, keeps_log: true };
+        let runner = Runner { engine: self, memo: &memo, is_second: false, keeps_log: true };
         let ran = runner.run(&mut cx);
         let output = ran.result.ok()?;
         Some(Recording {

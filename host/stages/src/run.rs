@@ -1,19 +1,20 @@
 //! Running guests: recording what they ask, limits, the purity audit, and the one longer retry of a slow call.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use trysail_model::{Fingerprint, Query, Resource, ResourceName};
-use trysail_sdk::{CallRef, Entry, Level, Outcome, Output, Part};
+use trysail_sdk::{CallRef, Diagnostic, Entry, Level, Outcome, Output, Part, Severity};
 
 use crate::calls::Call;
-use crate::engine::{Engine, Hooked};
+use crate::engine::Engine;
 use crate::eval::{Cx, Made};
 use crate::fault::{Fault, FaultKind};
 use crate::guest::{Asker, Done, Guest, Job, Limits, Unanswered, output_size};
-use crate::memo::CallMemo;
+use crate::memo::{CallMemo, Faulted};
 use crate::metrics::add;
 use crate::queries::{QueryId, Question};
 use crate::terms::{Effect, Effects, Place, Settled, Terms};
@@ -39,12 +40,21 @@ pub(crate) struct Ran {
     pub seen: Vec<Arc<Resource>>,
     /// What a plugin changed.
     pub effects: Effects,
+    /// How long it took, with what the host did with what it returned; without what it was to work on.
+    pub took: Duration,
 }
 
 impl Ran {
     /// A run that did not come to anything.
     fn stopped(why: Stopped) -> Self {
-        Ran { result: Err(why), reads: Vec::new(), log: Vec::new(), seen: Vec::new(), effects: Effects::default() }
+        Ran {
+            result: Err(why),
+            reads: Vec::new(),
+            log: Vec::new(),
+            seen: Vec::new(),
+            effects: Effects::default(),
+            took: Duration::ZERO,
+        }
     }
 }
 
@@ -63,7 +73,8 @@ pub struct Asked {
 pub(crate) struct Runner<'a> {
     pub engine: &'a Arc<Engine>,
     pub memo: &'a Arc<CallMemo>,
-    pub limits: Limits,
+    /// It is the second try of a slow call, or one that nobody waits for.
+    pub is_second: bool,
     /// Have [`Ran::log`] kept.
     pub keeps_log: bool,
 }
@@ -71,15 +82,14 @@ pub(crate) struct Runner<'a> {
 impl Runner<'_> {
     /// Runs the call, and, for a share of calls, once more on a fresh instance to see that it is pure.
     pub fn run(&self, cx: &mut Cx) -> Ran {
-        let Some(guest) = self.guest() else {
-            return Ran::stopped(Stopped::Own(FaultKind::Missing));
-        };
-        let Prepared { job, reads: first, claims, seen, before } = match self.job(cx) {
+        let Prepared { guest, job, reads: first, claims, seen, before } = match self.job(cx) {
             Ok(prepared) => prepared,
             Err(stopped) => return Ran::stopped(stopped),
         };
         let terms = if let Job::Apply { terms, .. } = &job { terms.clone() } else { None };
-        let limits = terms.as_ref().map_or(self.limits, |(_, terms)| terms.limits(self.limits));
+        let of_all = self.engine.config.limits;
+        let limits = terms.as_ref().map_or(of_all, |(_, terms)| terms.limits(of_all));
+        let limits = if self.is_second { limits.longer() } else { limits };
         add(&self.engine.counters.runs);
         if let Some(tell) = &self.engine.config.on_run {
             tell(&self.memo.call);
@@ -97,6 +107,8 @@ impl Runner<'_> {
             terms: terms.as_ref().map(|(_, terms)| terms.clone()),
             guest: guest.name().to_owned(),
             last_line: None,
+            lines: 0,
+            memory: 0,
         };
         let _span = tracing::debug_span!("stage", call = %self.memo.call).entered();
         let began = Instant::now();
@@ -106,7 +118,15 @@ impl Runner<'_> {
         // What a guest was handed comes back; anything else would be a bug in the runner, not in the guest.
         let any: Box<dyn std::any::Any> = asker.into_any();
         let recorder = any.downcast::<Recorder>().expect("a guest returns the asker that it was given");
-        let Recorder { reads, log, seen, last_line, .. } = *recorder;
+        let Recorder { reads, log, seen, last_line, lines, memory, .. } = *recorder;
+        if let Call::Plugin { .. } = &self.memo.call {
+            self.engine.counters.memory(guest.name(), memory);
+            if lines > MAX_LINES {
+                let unsaid = lines - MAX_LINES;
+                tracing::warn!(stage = guest.name(), "and {unsaid} more lines in one call, which are not logged");
+                self.engine.counters.unsaid(guest.name(), unsaid);
+            }
+        }
         let log = log.unwrap_or_default();
         let audited = match &result {
             Ok(done) if is_audited => self.audit(&*guest, &job, done, &log, &limits),
@@ -124,7 +144,8 @@ impl Runner<'_> {
             }
             Err(Unanswered::Own(kind)) => Err(kind),
             Err(Unanswered::Below(fault)) => {
-                return Ran { result: Err(Stopped::Asked(fault)), reads, log, seen, effects };
+                let took = began.elapsed();
+                return Ran { result: Err(Stopped::Asked(fault)), reads, log, seen, effects, took };
             }
         };
         if let Call::Plugin { .. } = &self.memo.call
@@ -132,7 +153,7 @@ impl Runner<'_> {
         {
             self.engine.counters.effect(guest.name(), !effects.list.is_empty());
         }
-        Ran { result: result.map_err(Stopped::Own), reads, log, seen, effects }
+        Ran { result: result.map_err(Stopped::Own), reads, log, seen, effects, took: began.elapsed() }
     }
 
     /// Counts a run. Its time holds that of the calls that it asked for and that had to run.
@@ -153,24 +174,11 @@ impl Runner<'_> {
         counters.ran(guest, began.elapsed(), bytes);
     }
 
-    fn guest(&self) -> Option<Arc<dyn Guest>> {
-        match &self.memo.call {
-            Call::Stage { stage, .. } => self.engine.guests.read().get(stage).cloned(),
-            Call::Plugin { .. } => Some(self.hooked()?.guest),
-            Call::Hook { .. } | Call::Names { .. } => None,
-        }
-    }
-
-    /// The plugin that the call is of.
-    fn hooked(&self) -> Option<Hooked> {
-        let Call::Plugin { plugin, point, .. } = &self.memo.call else { return None };
-        self.engine.hooks.load().get(point)?.iter().find(|hooked| hooked.id == *plugin).cloned()
-    }
-
-    /// The job of the call.
+    /// The guest, and the job of the call.
     fn job(&self, cx: &mut Cx) -> Result<Prepared, Stopped> {
         match &self.memo.call {
-            Call::Plugin { point, args, inner, .. } => {
+            Call::Plugin { plugin, point, args, inner } => {
+                let hooked = self.engine.hooked(plugin, point).ok_or(Stopped::Own(FaultKind::Missing))?;
                 let mut items = Vec::new();
                 let (mut first, mut claims, mut seen) = (Vec::new(), Vec::new(), Vec::new());
                 if let Some(inner) = inner {
@@ -185,7 +193,6 @@ impl Runner<'_> {
                         }
                     });
                 }
-                let hooked = self.hooked().ok_or(Stopped::Own(FaultKind::Missing))?;
                 let place = self.engine.place(&hooked, point, args, *inner);
                 let before: Arc<[(String, Bytes)]> = items.into();
                 let (terms, items) = match hooked.terms {
@@ -197,11 +204,13 @@ impl Runner<'_> {
                     }
                 };
                 let job = Job::Apply { point: hooked.hook, args: args.clone(), items, terms };
-                Ok(Prepared { job, reads: first, claims, seen, before })
+                Ok(Prepared { guest: hooked.guest, job, reads: first, claims, seen, before })
             }
-            Call::Stage { function, args, .. } => {
+            Call::Stage { stage, function, args } => {
+                let guest = self.engine.guests.read().get(stage).cloned();
+                let guest = guest.ok_or(Stopped::Own(FaultKind::Missing))?;
                 let job = Job::Translate { function: function.clone(), args: args.clone() };
-                Ok(Prepared { job, reads: Vec::new(), claims: Vec::new(), seen: Vec::new(), before: [].into() })
+                Ok(Prepared { guest, job, reads: Vec::new(), claims: Vec::new(), seen: Vec::new(), before: [].into() })
             }
             Call::Hook { .. } | Call::Names { .. } => unreachable!("the host makes these itself"),
         }
@@ -221,7 +230,12 @@ impl Runner<'_> {
             Done::Outcome(outcome) => outcome,
         };
         let settled = match (terms, outcome) {
-            (Some((place, terms)), outcome) => terms.settle(place, before, outcome)?,
+            (Some((place, terms)), outcome) => {
+                // Nothing that a plugin returns should get this far; if it does, it is its own fault that comes of it.
+                catch_unwind(AssertUnwindSafe(|| terms.settle(place, before, outcome))).unwrap_or_else(|_| {
+                    Err(FaultKind::Edit("the host panicked over it, which is its own mistake".into()))
+                })?
+            }
             (None, Outcome::Unchanged) => Settled::default(),
             (None, Outcome::Replaced(output)) => {
                 let whole = Effect { item: String::new(), path: String::new(), before: None, after: None };
@@ -248,7 +262,9 @@ impl Runner<'_> {
                 item.claims = before.to_vec();
             }
         }
-        Ok((Output { entries, diagnostics: settled.diagnostics }, settled.effects))
+        let plugin = self.memo.call.guest().unwrap_or_default();
+        let diagnostics = heard(plugin.split('@').next().unwrap_or(plugin), settled.diagnostics);
+        Ok((Output { entries, diagnostics }, settled.effects))
     }
 
     /// Is this one of the runs that are audited?
@@ -287,6 +303,7 @@ impl Runner<'_> {
 
 /// What a guest is asked to do.
 struct Prepared {
+    guest: Arc<dyn Guest>,
     job: Job,
     /// Of a plugin the first read: the fragment before it.
     reads: Vec<Read>,
@@ -322,6 +339,10 @@ struct Recorder {
     terms: Option<Arc<dyn Terms>>,
     /// The last line reported as an error: a panic's message comes right before its trap.
     last_line: Option<String>,
+    /// Lines so far.
+    lines: u64,
+    /// Linear memory that the guest had.
+    memory: usize,
 }
 
 impl Recorder {
@@ -408,7 +429,15 @@ impl Asker for Recorder {
     }
 
     fn report(&mut self, level: Level, message: &str) {
-        let line: String = message.chars().take(1000).collect();
+        let line = legible(message, MAX_LINE);
+        self.lines += 1;
+        if self.lines > MAX_LINES {
+            // A panic's message is the last one.
+            if level == Level::Error {
+                self.last_line = Some(line);
+            }
+            return;
+        }
         match level {
             Level::Debug => tracing::debug!(stage = self.guest, "{line}"),
             Level::Info => tracing::info!(stage = self.guest, "{line}"),
@@ -420,9 +449,44 @@ impl Asker for Recorder {
         }
     }
 
+    fn had_memory(&mut self, bytes: usize) {
+        self.memory = bytes;
+    }
+
     fn into_any(self: Box<Self>) -> Box<dyn std::any::Any> {
         self
     }
+}
+
+/// Lines that a guest may log in one call.
+const MAX_LINES: u64 = 20;
+/// Characters of a line.
+const MAX_LINE: usize = 1000;
+/// Diagnostics of a plugin that are kept of one call.
+const MAX_DIAGNOSTICS: usize = 50;
+
+/// The beginning of a guest's words, on one line and without what a terminal takes for orders.
+fn legible(text: &str, most: usize) -> String {
+    text.chars().take(most).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// What a plugin has to say, as much of it as anybody would read: it is kept as long as what it is about.
+fn heard(plugin: &str, mut said: Vec<Diagnostic>) -> Vec<Diagnostic> {
+    let more = said.len().saturating_sub(MAX_DIAGNOSTICS);
+    said.truncate(MAX_DIAGNOSTICS);
+    for one in &mut said {
+        for text in [&mut one.object, &mut one.field, &mut one.message] {
+            *text = legible(text, MAX_LINE);
+        }
+        // What it is about is what the plugin says; that it says so is sure.
+        one.message.push_str(&format!(" (says plugin {plugin})"));
+    }
+    if more > 0 {
+        let message = format!("and {more} more diagnostics of this call, which are not kept");
+        let (severity, code) = (Severity::Warning, String::new());
+        said.push(Diagnostic { severity, object: format!("plugin {plugin}"), field: String::new(), message, code });
+    }
+    said
 }
 
 /// Answers from a record.
@@ -469,8 +533,11 @@ impl Drop for Retrying {
     }
 }
 
-/// Runs a slow call once more with ten times the time, on a thread of its own so that nobody waits for it.
+/// Runs a slow call once more with ten times the time, where nobody waits for it.
 pub(crate) fn retry(engine: &Arc<Engine>, cx: &Cx, memo: &Arc<CallMemo>, reads: &[Read]) {
+    if engine.again_aside(cx, memo) {
+        return;
+    }
     let parts = reads.iter().flat_map(|(id, fingerprint)| [u128::from(*id).to_le_bytes(), fingerprint.to_bytes()]);
     let parts: Vec<[u8; 16]> = parts.collect();
     let key = (memo.id, Fingerprint::of_parts(parts.iter().map(<[u8; 16]>::as_slice)));
@@ -483,31 +550,9 @@ pub(crate) fn retry(engine: &Arc<Engine>, cx: &Cx, memo: &Arc<CallMemo>, reads: 
     cx.stack.clear();
     let run = move || {
         let _in_use = engine.in_use.read_recursive();
-        let runner = Runner { engine: &engine, memo: &memo, limits: engine.config.limits.longer(), keeps_log: false };
-        let ran = runner.run(&mut cx);
-        match ran.result {
-            Ok(output) => {
-                tracing::warn!(call = %memo.call, "a slow call finished at its second try");
-                memo.faults.write().retain(|known| !matches!(known.fault.kind, FaultKind::Slow(_)));
-                let reads: Arc<[Read]> = ran.reads.into();
-                let made = Made { output, seen: &ran.seen, effects: ran.effects };
-                if let Err(kind) = engine.remember(&cx, &memo, made, reads.clone()) {
-                    let fault = engine.fault(&memo, kind);
-                    engine.remember_fault(&memo, &reads, &fault);
-                }
-            }
-            Err(Stopped::Own(kind)) => {
-                let kind = match kind {
-                    FaultKind::Slow(limit) => FaultKind::Deadline(limit),
-                    other => other,
-                };
-                let fault = engine.fault(&memo, kind);
-                // What it read beyond the first run's reads ends the fault as well when it moves.
-                engine.remember_fault(&memo, &ran.reads.into(), &fault);
-            }
-            Err(Stopped::Asked(_) | Stopped::Fragment(_)) => {}
-        }
-        engine.touch(&memo);
+        let ran = Runner { engine: &engine, memo: &memo, is_second: true, keeps_log: false }.run(&mut cx);
+        take_in(&engine, &cx, &memo, ran);
+        engine.touch([memo.id]);
         drop(done);
         if let Some(notify) = &engine.config.on_settled {
             notify();
@@ -517,4 +562,41 @@ pub(crate) fn retry(engine: &Arc<Engine>, cx: &Cx, memo: &Arc<CallMemo>, reads: 
     if let Err(error) = spawned {
         tracing::error!(%error, "no thread for the retry of a slow call");
     }
+}
+
+/// Remembers what came of a run for which nobody waited. True when it is an output.
+pub(crate) fn take_in(engine: &Arc<Engine>, cx: &Cx, memo: &Arc<CallMemo>, ran: Ran) -> bool {
+    match ran.result {
+        Ok(output) => {
+            let was_slow = |known: &Faulted| matches!(known.fault.kind, FaultKind::Slow(_));
+            let mut is_retry = false;
+            memo.faults.write().retain(|known| {
+                is_retry |= was_slow(known);
+                !was_slow(known)
+            });
+            if is_retry {
+                tracing::warn!(call = %memo.call, "a slow call finished at its second try");
+            }
+            let reads: Arc<[Read]> = ran.reads.into();
+            let made = Made { output, seen: &ran.seen, effects: ran.effects };
+            match engine.remember(cx, memo, made, reads.clone()) {
+                Ok(_) => return true,
+                Err(kind) => {
+                    let fault = engine.fault(memo, kind);
+                    engine.remember_fault(memo, &reads, &fault);
+                }
+            }
+        }
+        Err(Stopped::Own(kind)) => {
+            let kind = match kind {
+                FaultKind::Slow(limit) => FaultKind::Deadline(limit),
+                other => other,
+            };
+            let fault = engine.fault(memo, kind);
+            // What it read beyond the first run's reads ends the fault as well when it moves.
+            engine.remember_fault(memo, &ran.reads.into(), &fault);
+        }
+        Err(Stopped::Asked(_) | Stopped::Fragment(_)) => {}
+    }
+    false
 }

@@ -76,11 +76,11 @@ pub trait Terms: Send + Sync {
     /// The query of that name, if plugins have it.
     fn query(&self, name: &str) -> Option<&'static str>;
 
-    /// An answer as JSON.
+    /// An answer as JSON: none where there is none, but that something does not hold is an answer, too.
     ///
     /// # Errors
     /// When there is no such question, or the answer is not what it should be.
-    fn answer_json(&self, query: &str, args: &[String], answer: &[u8]) -> Result<String, String>;
+    fn answer_json(&self, query: &str, args: &[String], answer: Option<&[u8]>) -> Result<Option<String>, String>;
 
     /// The plugin's configuration as JSON.
     fn configuration(&self) -> &str;
@@ -99,6 +99,11 @@ pub trait Terms: Send + Sync {
 
     /// Its limits, given those of all.
     fn limits(&self, of_all: Limits) -> Limits;
+
+    /// The namespace whose plugin it is; none for one of the whole mesh.
+    fn tenant(&self) -> Option<&str> {
+        None
+    }
 
     /// Does every call get an instance of its own?
     fn is_fresh(&self) -> bool;

@@ -173,6 +173,7 @@ impl Engine {
             by_plugins.extend(matches!(node.memo.call, Call::Plugin { .. }).then(|| node.clone()));
         });
         found.extend(effects::conflicts(&by_plugins));
+        found.extend(roots.iter().flat_map(effects::clashes));
         let mut known = BTreeSet::new();
         found.retain(|d| known.insert((d.object.clone(), d.field.clone(), d.message.clone())));
         found

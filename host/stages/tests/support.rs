@@ -215,6 +215,7 @@ pub fn config() -> Config {
         gate: None,
         hold_back: true,
         limits: Limits::default(),
+        budget: Default::default(),
         audit_share: 1.0,
         on_run: None,
         on_settled: None,

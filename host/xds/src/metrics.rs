@@ -227,6 +227,16 @@ impl Metrics {
         self.plugin_rejects.with_label_values(&[plugin]).get()
     }
 
+    /// Forgets the plugins that are gone: names come with documents that anybody may write.
+    pub fn keep_plugins(&self, is_there: &dyn Fn(&str) -> bool) {
+        let families = prometheus::core::Collector::collect(&self.plugin_rejects);
+        let labels = families.iter().flat_map(|family| family.get_metric()).flat_map(|metric| metric.get_label());
+        for gone in labels.map(|label| label.value()).filter(|name| !is_there(name)) {
+            // It was there a moment ago; if it is not any more, all the better.
+            let _ = self.plugin_rejects.remove_label_values(&[gone]);
+        }
+    }
+
     pub(crate) fn expired_nonce(&self, kind: Kind) {
         self.expired_nonce.with_label_values(&[kind.short()]).inc();
     }

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use trysail_plugins::catalogue::PluginStatus;
 use trysail_stages::effects::PluginEffects;
 use trysail_stages::metrics::GuestReading;
+use trysail_stages::{Conduct, Standing};
 
 use super::debug::Asked;
 use super::page::Page;
@@ -29,10 +30,16 @@ pub fn unused(asked: &Asked<'_>) -> Result<Page, Page> {
 }
 
 /// What a plugin comes to, in a word. "Had no effect" is a state of its own: nothing is as silent as a patch that matches nothing.
-pub(crate) fn state(plugin: &PluginStatus, did: &GuestReading, now: &PluginEffects) -> &'static str {
+pub(crate) fn state(
+    plugin: &PluginStatus,
+    did: &GuestReading,
+    now: &PluginEffects,
+    standing: &Standing,
+) -> &'static str {
     match did {
         _ if plugin.digest.is_none() && plugin.is_pending => "on its way",
         _ if plugin.digest.is_none() => "not loaded",
+        _ if standing.conduct == Conduct::Open => "circuit open",
         GuestReading { runs: 0, .. } => "not called",
         GuestReading { effective: 0, ineffective: 0, .. } => "faulty",
         _ if now.changed < plugin.post_conditions.changes_at_least => "post-condition failed",
@@ -51,7 +58,7 @@ fn examples(now: &PluginEffects) -> Vec<Value> {
 }
 
 /// A plugin: its code, what it did since the start, and what it does at present.
-fn of_plugin(plugin: &PluginStatus, did: &GuestReading, now: &PluginEffects) -> Value {
+fn of_plugin(plugin: &PluginStatus, did: &GuestReading, now: &PluginEffects, standing: &Standing) -> Value {
     json!({
         "name": plugin.name,
         "document": plugin.object.as_ref().map(ToString::to_string),
@@ -60,7 +67,7 @@ fn of_plugin(plugin: &PluginStatus, did: &GuestReading, now: &PluginEffects) -> 
         "mode": if plugin.is_shadow { "shadow" } else { "enforce" },
         "lastResort": plugin.is_last_resort,
         "error": plugin.error,
-        "state": state(plugin, did, now),
+        "state": state(plugin, did, now, standing),
         "fragments": now.fragments,
         "changed": now.changed,
         "changesAtLeast": plugin.post_conditions.changes_at_least,
@@ -71,6 +78,17 @@ fn of_plugin(plugin: &PluginStatus, did: &GuestReading, now: &PluginEffects) -> 
         "faults": did.faults,
         "runsWithEffect": did.effective,
         "runsWithoutEffect": did.ineffective,
+        "remembered": did.remembered,
+        "peakMemoryBytes": did.memory,
+        "linesDropped": did.unsaid,
+        "putOff": did.put_off,
+        "circuit": {
+            "state": standing.conduct.name(),
+            "why": standing.why,
+            "triedAgainInSeconds": standing.again_in.map(|wait| wait.as_secs()),
+            "waiting": standing.waiting,
+            "opened": standing.trips,
+        },
     })
 }
 
@@ -98,12 +116,14 @@ pub fn status(asked: &Asked<'_>) -> Result<Page, Page> {
         })
         .collect();
     let counters = asked.pages.engine.counters();
+    let standings = asked.pages.engine.standings();
     let plugins: Vec<Value> = report
         .plugins
         .iter()
         .map(|plugin| {
             let now = effects.get(&plugin.name).cloned().unwrap_or_default();
-            let mut shown = of_plugin(plugin, &counters.of_guest(&plugin.name), &now);
+            let standing = standings.get(&plugin.name).cloned().unwrap_or_default();
+            let mut shown = of_plugin(plugin, &counters.of_guest(&plugin.name), &now, &standing);
             shown["rejections"] = asked.xds.metrics().plugin_rejects(&plugin.name).into();
             shown
         })
@@ -140,7 +160,7 @@ mod tests {
             ..PluginStatus::default()
         };
         let now = |changed| PluginEffects { fragments: 3, changed, examples: Vec::new() };
-        let said = |plugin: &PluginStatus, did, changed| state(plugin, &did, &now(changed));
+        let said = |plugin: &PluginStatus, did, changed| state(plugin, &did, &now(changed), &Standing::default());
         let runs = GuestReading { runs: 3, ..GuestReading::default() };
         let worked = GuestReading { effective: 1, ineffective: 2, ..runs };
         assert_eq!(said(&plugin, GuestReading::default(), 0), "not called");
@@ -148,6 +168,8 @@ mod tests {
         assert_eq!(said(&plugin, GuestReading { ineffective: 3, ..runs }, 0), "no effect");
         assert_eq!(said(&plugin, worked, 1), "effective");
         assert_eq!(said(&plugin, worked, 0), "no effect at present");
+        let open = Standing { conduct: Conduct::Open, ..Standing::default() };
+        assert_eq!(state(&plugin, &worked, &now(1), &open), "circuit open");
         let unloaded = PluginStatus { digest: None, error: Some("no component".into()), ..plugin.clone() };
         assert_eq!(said(&unloaded, GuestReading::default(), 0), "not loaded");
         let pending = PluginStatus { digest: None, is_pending: true, ..plugin.clone() };

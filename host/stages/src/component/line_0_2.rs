@@ -79,9 +79,9 @@ pub(super) fn link(linker: &mut Linker<State>, queries: &[QueryDecl]) -> wasmtim
         let Some(query) = terms.query(&name) else {
             return Err(ended(store.data_mut(), FaultKind::Failed(format!("asked {name:?}, which is no question"))));
         };
-        let Some(answer) = ask(&mut store, query, args.clone())? else { return Ok((None,)) };
-        match terms.answer_json(query, &args, &answer) {
-            Ok(json) => Ok((Some(json),)),
+        let answer = ask(&mut store, query, args.clone())?;
+        match terms.answer_json(query, &args, answer.as_deref()) {
+            Ok(json) => Ok((json,)),
             Err(why) => Err(ended(store.data_mut(), FaultKind::Failed(why))),
         }
     })

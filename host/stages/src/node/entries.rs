@@ -177,6 +177,11 @@ impl EntryList {
         Some(view.resources[at].clone())
     }
 
+    /// Is this the resource that is served under the name, as the first that has it?
+    pub(crate) fn is_first(&self, name: &str, resource: &Arc<Resource>) -> bool {
+        self.find(name).is_some_and(|first| Arc::ptr_eq(&first.resource, resource))
+    }
+
     /// The item of a name.
     pub fn find(&self, name: &str) -> Option<&Item> {
         let mut found = None;
