@@ -9,17 +9,25 @@ use trysail_stages::Effect;
 use crate::hooks::Items;
 use crate::path::{escape, names_of, push_step};
 
-/// Differences of one fragment that are told apart; what is beyond is summed up in one.
-const MAX_EFFECTS: usize = 200;
-/// Bytes of a value, and of a path, that are kept.
-const MAX_VALUE: usize = 300;
-
-/// Some of the fields that differ, sorted by item and path, values shortened.
-pub fn between(before: &Items, after: &Items) -> Vec<Effect> {
-    judged(before, after, &mut |_, _| Ok(())).unwrap_or_default()
+/// How much is kept of what differs.
+#[derive(Clone, Copy)]
+struct Most {
+    /// Differences that are told apart; what is beyond is summed up in one.
+    effects: usize,
+    /// Bytes of a value, and of a path.
+    bytes: usize,
 }
 
-/// As [`between`], after `judge` was told of every field that differs, by item and path, not only of those that are kept: rights
+/// Where plugins that nobody knows are at work.
+const KEPT: Most = Most { effects: 200, bytes: 300 };
+
+/// The fields that differ, sorted by item and path, with all of their values: for who looks at plugins of his own.
+pub fn between(before: &Items, after: &Items) -> Vec<Effect> {
+    let all = Most { effects: usize::MAX, bytes: usize::MAX };
+    look(before, after, all, &mut |_, _| Ok(())).unwrap_or_default()
+}
+
+/// Some of them with the beginnings of their values, after `judge` was told of every field that differs, by item and path: rights
 /// stand on this. A plugin may have made as many fields as it likes, under names as long as it likes, so that nothing is kept of
 /// more than a few.
 ///
@@ -30,7 +38,16 @@ pub fn judged(
     after: &Items,
     judge: &mut dyn FnMut(&str, &str) -> Result<(), String>,
 ) -> Result<Vec<Effect>, String> {
-    let mut found = Found { judge, path: String::new(), list: Vec::new(), more: 0 };
+    look(before, after, KEPT, judge)
+}
+
+fn look(
+    before: &Items,
+    after: &Items,
+    most: Most,
+    judge: &mut dyn FnMut(&str, &str) -> Result<(), String>,
+) -> Result<Vec<Effect>, String> {
+    let mut found = Found { judge, most, path: String::new(), list: Vec::new(), more: 0 };
     // Looked up, since there may be many.
     let by_key = |items: &'_ Items| -> BTreeMap<String, usize> {
         items.iter().rev().map(|(key, _)| key.clone()).zip((0..items.len()).rev()).collect()
@@ -66,6 +83,7 @@ pub const ORDER: &str = "[order]";
 /// What was found so far, and where the look is.
 struct Found<'a> {
     judge: &'a mut dyn FnMut(&str, &str) -> Result<(), String>,
+    most: Most,
     path: String,
     list: Vec<Effect>,
     more: usize,
@@ -74,14 +92,16 @@ struct Found<'a> {
 impl Found<'_> {
     /// Here something differs.
     fn differs(&mut self, item: &str, before: Option<&Value>, after: Option<&Value>) -> Result<(), String> {
-        self.note(item, || (before.map(short), after.map(short)))
+        let most = self.most.bytes;
+        self.note(item, || (before.map(|value| short(value, most)), after.map(|value| short(value, most))))
     }
 
     fn note(&mut self, item: &str, values: impl FnOnce() -> (Option<String>, Option<String>)) -> Result<(), String> {
         (self.judge)(item, &self.path)?;
-        if self.list.len() < MAX_EFFECTS {
+        if self.list.len() < self.most.effects {
             let (before, after) = values();
-            self.list.push(Effect { item: cut(item), path: cut(&self.path), before, after });
+            let (item, path) = (cut(item, self.most.bytes), cut(&self.path, self.most.bytes));
+            self.list.push(Effect { item, path, before, after });
         } else {
             self.more += 1;
         }
@@ -93,8 +113,9 @@ impl Found<'_> {
         if before == after {
             return Ok(());
         }
+        let most = self.most.bytes;
         let text = |names: &[String]| {
-            let mut text = Short::default();
+            let mut text = Short { text: Vec::new(), most };
             // It has enough when it says so.
             let _ =
                 names.iter().zip(std::iter::once("").chain(std::iter::repeat(", "))).try_for_each(|(name, comma)| {
@@ -173,15 +194,17 @@ impl Found<'_> {
 const TYPE: &str = "@type";
 
 /// The beginning of a text.
-#[derive(Default)]
-struct Short(Vec<u8>);
+struct Short {
+    text: Vec<u8>,
+    most: usize,
+}
 
 impl Write for Short {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() > MAX_VALUE {
+        if self.text.len() > self.most {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        self.0.extend_from_slice(&bytes[..bytes.len().min(MAX_VALUE + 1)]);
+        self.text.extend_from_slice(&bytes[..bytes.len().min(self.most.saturating_add(1))]);
         Ok(bytes.len())
     }
 
@@ -192,24 +215,24 @@ impl Write for Short {
 
 impl Short {
     fn end(self) -> String {
-        cut(&String::from_utf8_lossy(&self.0))
+        cut(&String::from_utf8_lossy(&self.text), self.most)
     }
 }
 
 /// A value as JSON, as much of it as is worth keeping.
-fn short(value: &Value) -> String {
-    let mut text = Short::default();
+fn short(value: &Value, most: usize) -> String {
+    let mut text = Short { text: Vec::new(), most };
     // It has enough when it says so.
     let _ = serde_json::to_writer(&mut text, value);
     text.end()
 }
 
 /// As much of a text as is worth keeping.
-fn cut(text: &str) -> String {
-    if text.len() <= MAX_VALUE {
+fn cut(text: &str, most: usize) -> String {
+    if text.len() <= most {
         return text.to_owned();
     }
-    let end = (0..=MAX_VALUE).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+    let end = (0..=most).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
     format!("{}...", &text[..end])
 }
 
@@ -256,26 +279,30 @@ mod tests {
 
     #[test]
     fn long_values_and_many_differences_are_cut_and_all_are_judged() {
-        let long = between(&vec![("i".into(), json!({}))], &vec![("i".into(), json!({"a": "ä".repeat(1000)}))]);
+        let judged = |old: Value, new: Value| {
+            judged(&vec![("i".into(), old)], &vec![("i".into(), new)], &mut |_, _| Ok(())).expect("nobody objects")
+        };
+        let long = judged(json!({}), json!({"a": "ä".repeat(1000)}));
         let cut = long[0].after.clone().unwrap_or_default();
         assert!(cut.len() < 400 && cut.ends_with("..."), "{cut}");
         let many: Map<String, Value> = (0..500).map(|i| (format!("f{i:03}"), json!(i))).collect();
         let items = |value: Value| vec![("i".to_owned(), value)];
         let mut seen = 0;
-        let found = judged(&items(json!({})), &items(Value::Object(many)), &mut |_, _| {
+        let found = super::judged(&items(json!({})), &items(Value::Object(many)), &mut |_, _| {
             seen += 1;
             Ok(())
         });
         let found = found.expect("nobody objects");
         assert_eq!(seen, 500);
-        assert_eq!((found.len(), found[MAX_EFFECTS].path.as_str()), (MAX_EFFECTS + 1, "and 300 more"));
+        assert_eq!((found.len(), found[KEPT.effects].path.as_str()), (KEPT.effects + 1, "and 300 more"));
     }
 
     #[test]
     fn a_long_name_around_many_fields_is_not_kept_once_for_each() {
         let many: Map<String, Value> = (0..20_000).map(|i| (i.to_string(), json!(i))).collect();
         let name = "n".repeat(100_000);
-        let found = between(&vec![("i".into(), json!({}))], &vec![("i".into(), json!({ name: many }))]);
+        let (old, new) = (vec![("i".into(), json!({}))], vec![("i".into(), json!({ name: many }))]);
+        let found = judged(&old, &new, &mut |_, _| Ok(())).expect("nobody objects");
         let kept: usize = found.iter().map(|effect| effect.path.len()).sum();
         assert!(kept < 100_000, "{kept} bytes of paths");
     }
