@@ -85,7 +85,7 @@ impl Default for Options {
 const TENANT_SHARE: f64 = 0.25;
 
 /// What plugins may cost while others are served: `TRYSAIL_TENANT_PLUGIN_SHARE`, the share of one core that the plugins of one
-/// namespace have, 0 for no bound.
+/// namespace have, 0 for no bound; `TRYSAIL_TENANT_PLUGIN_MEMORY_MIB`, what may be remembered for them.
 pub fn budget(environment: &dyn Environment) -> Budget {
     const SHARE: &str = "TRYSAIL_TENANT_PLUGIN_SHARE";
     let share = match environment.get(SHARE) {
@@ -98,7 +98,17 @@ pub fn budget(environment: &dyn Environment) -> Budget {
             }
         },
     };
-    Budget { share: (share > 0.0).then_some(share), ..Budget::default() }
+    const MEMORY: &str = "TRYSAIL_TENANT_PLUGIN_MEMORY_MIB";
+    let kept = environment.get(MEMORY).map(|text| text.parse::<usize>().map_err(|_| text));
+    let kept = match kept {
+        None => Budget::default().kept,
+        Some(Ok(mebibytes)) => mebibytes.saturating_mul(1 << 20),
+        Some(Err(text)) => {
+            tracing::error!("{MEMORY}: {text:?} is no number; the default is used");
+            Budget::default().kept
+        }
+    };
+    Budget { share: (share > 0.0).then_some(share), kept, ..Budget::default() }
 }
 
 /// The user's folder for compiled components: `$TRYSAIL_CACHE`, else below `$XDG_CACHE_HOME` or `~/.cache`.

@@ -15,6 +15,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -40,6 +41,8 @@ pub struct Budget {
     pub share: Option<f64>,
     /// How much of that time may be used up at once.
     pub burst: Duration,
+    /// What may be remembered for the plugins of one tenant, all together, bytes.
+    pub kept: usize,
 }
 
 impl Default for Budget {
@@ -51,6 +54,7 @@ impl Default for Budget {
             longest_pause: Duration::from_secs(300),
             share: None,
             burst: Duration::from_millis(500),
+            kept: 128 << 20,
         }
     }
 }
@@ -82,12 +86,17 @@ impl Leaking {
     }
 }
 
-/// The time of a tenant: what its plugins used of late, beyond their share.
+/// What is a tenant's: the time that its plugins used of late, beyond their share, and what is remembered for them.
 pub(crate) struct Account {
     used: Mutex<Leaking>,
+    kept: AtomicUsize,
 }
 
 impl Account {
+    fn new(now: Instant) -> Arc<Account> {
+        Arc::new(Account { used: Mutex::new(Leaking::new(now)), kept: AtomicUsize::new(0) })
+    }
+
     fn wait(&self, budget: &Budget, now: Instant) -> Option<Duration> {
         let share = budget.share?;
         let over = self.used.lock().now(now, share) - budget.burst.as_secs_f64();
@@ -129,6 +138,8 @@ pub struct Standing {
     pub again_in: Option<Duration>,
     /// Calls that wait to be made.
     pub waiting: usize,
+    /// What is remembered for it, bytes.
+    pub kept: usize,
     /// How often its circuit opened.
     pub trips: u64,
 }
@@ -142,6 +153,8 @@ pub(crate) enum PutOff {
     Slow,
     /// The tenant's share is used up.
     Share,
+    /// Too much is remembered for the tenant.
+    Memory,
 }
 
 impl PutOff {
@@ -151,6 +164,7 @@ impl PutOff {
             PutOff::Open(_) => "circuit",
             PutOff::Slow => "slow",
             PutOff::Share => "share",
+            PutOff::Memory => "memory",
         }
     }
 }
@@ -161,6 +175,7 @@ impl std::fmt::Display for PutOff {
             PutOff::Open(why) => write!(f, "its circuit is open, because {why}"),
             PutOff::Slow => f.write_str("its runs lost time of late, so that nobody waits for them"),
             PutOff::Share => f.write_str("the plugins of its namespace have used up their share of the time"),
+            PutOff::Memory => f.write_str("what is remembered for the plugins of its namespace is more than may be"),
         }
     }
 }
@@ -170,6 +185,7 @@ pub(crate) struct Circuit {
     /// The plugin's name.
     pub plugin: String,
     account: Option<Arc<Account>>,
+    kept: AtomicUsize,
     state: Mutex<State>,
 }
 
@@ -213,12 +229,15 @@ impl Circuit {
             waiting: BTreeMap::new(),
             is_busy: false,
         };
-        Circuit { plugin: plugin.to_owned(), account, state: Mutex::new(state) }
+        Circuit { plugin: plugin.to_owned(), account, kept: AtomicUsize::new(0), state: Mutex::new(state) }
     }
 
     fn hindrance(&self, state: &State, budget: &Budget, now: Instant) -> Option<PutOff> {
         if let Some(open) = &state.open {
             return Some(PutOff::Open(open.why.clone()));
+        }
+        if self.is_full(budget) {
+            return Some(PutOff::Memory);
         }
         if state.waited.now(now, FORGOTTEN) > budget.calm.as_secs_f64() {
             return Some(PutOff::Slow);
@@ -231,11 +250,26 @@ impl Circuit {
         let mut state = self.state.lock();
         match self.hindrance(&state, budget, now) {
             None => Ok(()),
+            // It will not be made aside either.
+            Some(PutOff::Memory) => Err(PutOff::Memory),
             Some(why) => {
                 state.waiting.insert(call, proxy.clone());
                 Err(why)
             }
         }
+    }
+
+    fn is_full(&self, budget: &Budget) -> bool {
+        self.account.as_ref().is_some_and(|account| account.kept.load(Ordering::Relaxed) > budget.kept)
+    }
+
+    /// So much is remembered for it, until what this gives back is dropped.
+    pub fn keeps(self: &Arc<Self>, bytes: usize) -> Kept {
+        let kept = Kept { circuit: self.clone(), bytes };
+        for counter in kept.counters() {
+            counter.fetch_add(bytes, Ordering::Relaxed);
+        }
+        kept
     }
 
     /// A call waits to be made again, with more time.
@@ -289,6 +323,10 @@ impl Circuit {
     /// What is to be made aside next. Whoever gets a call says [`done`](Circuit::done) after it.
     fn next(&self, budget: &Budget, now: Instant) -> Next {
         let mut state = self.state.lock();
+        if self.is_full(budget) {
+            // They come again when somebody needs them.
+            state.waiting.clear();
+        }
         if state.is_busy || state.waiting.is_empty() {
             return Next::Nothing;
         }
@@ -328,6 +366,7 @@ impl Circuit {
             why: hindrance.map(|why| why.to_string()),
             again_in: state.open.as_ref().map(|open| open.until.saturating_duration_since(now)),
             waiting: state.waiting.len(),
+            kept: self.kept.load(Ordering::Relaxed),
             trips: state.trips,
         }
     }
@@ -336,6 +375,26 @@ impl Circuit {
     fn is_at_work(&self) -> bool {
         let state = self.state.lock();
         state.is_busy || !state.waiting.is_empty() && state.open.is_none()
+    }
+}
+
+/// Something that is remembered for a plugin.
+pub(crate) struct Kept {
+    circuit: Arc<Circuit>,
+    bytes: usize,
+}
+
+impl Kept {
+    fn counters(&self) -> impl Iterator<Item = &AtomicUsize> {
+        std::iter::once(&self.circuit.kept).chain(self.circuit.account.as_ref().map(|account| &account.kept))
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        for counter in self.counters() {
+            counter.fetch_sub(self.bytes, Ordering::Relaxed);
+        }
     }
 }
 
@@ -372,7 +431,7 @@ impl Circuits {
                 let tenant = hooked.terms.as_ref().and_then(|terms| terms.tenant());
                 let account = tenant.map(|tenant| {
                     let known = next.accounts.get(tenant).or_else(|| table.accounts.get(tenant)).cloned();
-                    known.unwrap_or_else(|| Arc::new(Account { used: Mutex::new(Leaking::new(now)) }))
+                    known.unwrap_or_else(|| Account::new(now))
                 });
                 if let (Some(tenant), Some(account)) = (tenant, &account) {
                     next.accounts.insert(tenant.to_owned(), account.clone());
@@ -443,6 +502,7 @@ mod tests {
         longest_pause: Duration::from_secs(30),
         share: Some(0.25),
         burst: Duration::from_secs(1),
+        kept: 1000,
     };
 
     fn proxy() -> Arc<ProxyState> {
@@ -452,7 +512,7 @@ mod tests {
     }
 
     fn circuit(now: Instant) -> Circuit {
-        Circuit::new("p", Some(Arc::new(Account { used: Mutex::new(Leaking::new(now)) })), now)
+        Circuit::new("p", Some(Account::new(now)), now)
     }
 
     fn seconds(n: u64) -> Duration {
@@ -512,6 +572,21 @@ mod tests {
         assert!(matches!(circuit.next(&BUDGET, now + seconds(4)), Next::Call(1, _)));
         let without = Budget { share: None, ..BUDGET };
         assert_eq!(circuit.admit(&without, 1, &proxy, now), Ok(()));
+    }
+
+    #[test]
+    fn a_tenant_has_what_is_remembered_for_it_bounded() {
+        let now = Instant::now();
+        let (circuit, proxy) = (Arc::new(circuit(now)), proxy());
+        let first = circuit.keeps(600);
+        assert_eq!(circuit.admit(&BUDGET, 1, &proxy, now), Ok(()));
+        let second = circuit.keeps(600);
+        assert_eq!(circuit.admit(&BUDGET, 1, &proxy, now), Err(PutOff::Memory));
+        assert_eq!((circuit.standing(&BUDGET, now).kept, circuit.standing(&BUDGET, now).waiting), (1200, 0));
+        drop(first);
+        assert_eq!(circuit.admit(&BUDGET, 1, &proxy, now), Ok(()));
+        drop(second);
+        assert_eq!(circuit.standing(&BUDGET, now).kept, 0);
     }
 
     #[test]

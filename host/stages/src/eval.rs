@@ -92,7 +92,7 @@ impl Engine {
             self.counters.remembered(&memo.call);
             return Ok(leaf);
         }
-        if let Some(Faulted { reads, fault }) = self.walk(cx, &mut answers, &memo.faults)? {
+        if let Some(Faulted { reads, fault, .. }) = self.walk(cx, &mut answers, &memo.faults)? {
             return self.after_fault(cx, memo, fault, reads, false);
         }
         self.compute(cx, memo)
@@ -174,8 +174,12 @@ impl Engine {
         };
         let mut leaf = Leaf::new(output, reads, |call| self.resolve(call), &judging)
             .map_err(|bad| FaultKind::BadOutput(bad.to_string()))?;
-        leaf.share(seen);
         leaf.effects = effects;
+        if let Call::Plugin { plugin, .. } = &memo.call {
+            let weight = leaf.weight();
+            leaf.kept = self.circuits.of(plugin).map(|circuit| circuit.keeps(weight));
+        }
+        leaf.share(seen);
         if leaf.n_refused > 0 {
             let why = leaf.diagnostics.iter().filter(|d| d.message.starts_with(crate::gate::FOUND));
             let why: Vec<String> = why.map(|d| format!("{}: {}", d.object, d.message)).collect();
@@ -217,7 +221,12 @@ impl Engine {
     pub(crate) fn remember_fault(&self, memo: &CallMemo, reads: &Arc<[Read]>, fault: &Fault) {
         let _shared = self.commit.read();
         self.register(memo, reads);
-        memo.faults.write().replace(reads, Faulted { reads: reads.clone(), fault: fault.clone() });
+        let kept = match &memo.call {
+            Call::Plugin { plugin, .. } => self.circuits.of(plugin),
+            _ => None,
+        };
+        let kept = kept.map(|circuit| Arc::new(circuit.keeps(reads.len() * crate::node::READ)));
+        memo.faults.write().replace(reads, Faulted { reads: reads.clone(), fault: fault.clone(), _kept: kept });
     }
 
     /// Has the call looked at again when what it read moves.

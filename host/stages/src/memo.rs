@@ -8,6 +8,7 @@ use rustc_hash::FxHashMap;
 use trysail_model::Fingerprint;
 
 use crate::calls::{Call, CallId};
+use crate::circuit::Kept;
 use crate::fault::Fault;
 use crate::node::{Leaf, Node};
 use crate::queries::QueryId;
@@ -44,6 +45,8 @@ pub struct Faulted {
     pub reads: Arc<[Read]>,
     /// The fault.
     pub fault: Fault,
+    /// Of a plugin: what it comes to in memory, until this is dropped.
+    pub(crate) _kept: Option<Arc<Kept>>,
 }
 
 impl CallMemo {

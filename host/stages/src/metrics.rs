@@ -272,7 +272,7 @@ fn name_of(id: &str) -> &str {
 }
 
 /// Why calls are put off.
-const PUT_OFF: [&str; 3] = ["circuit", "share", "slow"];
+const PUT_OFF: [&str; 4] = ["circuit", "memory", "share", "slow"];
 
 impl std::ops::Sub for Reading {
     type Output = Reading;

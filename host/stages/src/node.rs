@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use trysail_sdk::Diagnostic;
 
 pub use self::entries::{Entries, EntryList, Item, NodeEntry};
+pub(crate) use self::leaf::READ;
 pub use self::leaf::{BadOutput, Judging, Leaf};
 use crate::engine::Names;
 use crate::gate;

@@ -20,6 +20,7 @@ pub struct PluginCollector {
     in_force: IntGaugeVec,
     circuit_open: IntGaugeVec,
     waiting: IntGaugeVec,
+    kept: IntGaugeVec,
     fragments: IntGaugeVec,
     unmet: IntGaugeVec,
 }
@@ -45,6 +46,7 @@ impl PluginCollector {
                 "Calls of a plugin that wait to be made where nobody waits for them.",
                 &["plugin"],
             )?,
+            kept: gauges("trysail_plugin_kept_bytes", "What is remembered for a plugin.", &["plugin"])?,
             fragments: gauges(
                 "trysail_plugin_fragments",
                 "Fragments in use that a plugin was asked about, by whether it changes them.",
@@ -58,8 +60,8 @@ impl PluginCollector {
         }))
     }
 
-    fn all(&self) -> [&IntGaugeVec; 5] {
-        [&self.in_force, &self.circuit_open, &self.waiting, &self.fragments, &self.unmet]
+    fn all(&self) -> [&IntGaugeVec; 6] {
+        [&self.in_force, &self.circuit_open, &self.waiting, &self.kept, &self.fragments, &self.unmet]
     }
 }
 
@@ -88,6 +90,7 @@ impl Collector for PluginCollector {
             set(&self.in_force, &[name], usize::from(plugin.digest.is_some()));
             set(&self.circuit_open, &[name], usize::from(standing.conduct == Conduct::Open));
             set(&self.waiting, &[name], standing.waiting);
+            set(&self.kept, &[name], standing.kept);
             set(&self.fragments, &[name, "changed"], now.changed);
             set(&self.fragments, &[name, "none"], now.fragments.saturating_sub(now.changed));
             let is_unmet = state(plugin, &did, &now, &standing) == "post-condition failed";

@@ -87,6 +87,7 @@ fn of_plugin(plugin: &PluginStatus, did: &GuestReading, now: &PluginEffects, sta
             "why": standing.why,
             "triedAgainInSeconds": standing.again_in.map(|wait| wait.as_secs()),
             "waiting": standing.waiting,
+            "keptBytes": standing.kept,
             "opened": standing.trips,
         },
     })

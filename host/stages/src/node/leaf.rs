@@ -10,9 +10,10 @@ use trysail_model::{Resource, ResourceName, Rope};
 use trysail_sdk::{Diagnostic, Entry, Output, Part};
 
 use super::{Entries, EntryList, Item, Node, NodeEntry};
+use crate::circuit::Kept;
 use crate::gate::{self, Need, Verdict};
 use crate::memo::CallMemo;
-use crate::terms::Effects;
+use crate::terms::{Effect, Effects};
 use crate::trace::Read;
 
 /// What a run of a call returned, with the trace that led to it. Shared by all proxies whose answers agree.
@@ -29,6 +30,8 @@ pub struct Leaf {
     pub effects: Effects,
     /// Stands in for an output after a fault that may be over without any read moving; nodes of it are not remembered.
     pub passing: bool,
+    /// Of a plugin: what it comes to in memory.
+    pub(crate) kept: Option<Kept>,
     entries: Vec<LeafEntry>,
     /// What the messages around need of these.
     need: Need,
@@ -54,6 +57,11 @@ enum LeafPart {
     Close,
     Call(usize, u32),
 }
+
+/// What an entry takes beside its texts, bytes.
+const ENTRY: usize = 100;
+/// What a question takes that was asked, with its answer's place, bytes.
+pub(crate) const READ: usize = 200;
 
 /// Why an output cannot be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -158,7 +166,25 @@ impl Leaf {
             }));
         }
         let (effects, finished) = (Effects::default(), OnceLock::new());
-        Ok(Leaf { reads, calls, diagnostics, n_refused, effects, passing: false, entries, need, finished })
+        Ok(Leaf { reads, calls, diagnostics, n_refused, effects, passing: false, kept: None, entries, need, finished })
+    }
+
+    /// About the memory that it takes, bytes, with what it shares.
+    pub(crate) fn weight(&self) -> usize {
+        let part = |part: &LeafPart| if let LeafPart::Bytes(bytes) = part { bytes.len() } else { 16 };
+        let entry = |entry: &LeafEntry| match entry {
+            LeafEntry::Item(item) => item.name.as_str().len() + item.parts.iter().map(part).sum::<usize>() + ENTRY,
+            LeafEntry::Include(_) => ENTRY,
+        };
+        let said = |said: &Diagnostic| said.object.len() + said.field.len() + said.message.len() + ENTRY;
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        let effect = |effect: &Effect| {
+            effect.item.len() + effect.path.len() + text(&effect.before) + text(&effect.after) + ENTRY
+        };
+        self.entries.iter().map(entry).sum::<usize>()
+            + self.diagnostics.iter().map(said).sum::<usize>()
+            + self.effects.list.iter().map(effect).sum::<usize>()
+            + self.reads.len() * READ
     }
 
     /// Has items without calls share the segments of what they were made from, which `before` holds by name: a patch of a few bytes
