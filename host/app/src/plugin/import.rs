@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn what_has_no_hook_stays_with_its_reason() {
-        let merge = |apply_to: &str| json!({"applyTo": apply_to, "patch": {"operation": "MERGE", "value": {}}});
+        let merge = |apply_to: &str| json!({"applyTo": apply_to, "patch": {"operation": "MERGE", "value": {"per_connection_buffer_limit_bytes": 1}}});
         let found = imported(json!({"kind": "EnvoyFilter", "metadata": {"name": "f", "namespace": "shop"}, "spec": {
             "workloadSelector": {"labels": {"app": "a"}}, "priority": 3,
             "configPatches": [merge("LISTENER"), merge("BOOTSTRAP")]}}));
@@ -245,7 +245,8 @@ mod tests {
     fn plugins_work_in_the_order_of_the_envoy_filters() {
         let filter = |name: &str, priority: i64, created: &str| {
             json!({"kind": "EnvoyFilter", "metadata": {"name": name, "namespace": "shop", "creationTimestamp": created},
-                "spec": {"priority": priority, "configPatches": [{"applyTo": "LISTENER", "patch": {"operation": "MERGE", "value": {}}}]}})
+                "spec": {"priority": priority, "configPatches": [{"applyTo": "LISTENER", "patch": {
+                    "operation": "MERGE", "value": {"per_connection_buffer_limit_bytes": 1}}}]}})
         };
         let orders = |mut filters: Vec<Value>| {
             in_order(&mut filters, "istio-system");
