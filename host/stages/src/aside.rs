@@ -107,8 +107,16 @@ impl Engine {
             moved.extend(circuit.release());
         }
         // Before it counts as done: who waits for the end has to see what came of it.
-        self.touch(moved);
+        self.tell(circuit.made(&self.config.budget, moved, Instant::now()));
         circuit.done();
+    }
+
+    /// Has everybody look again at what depends on these calls.
+    fn tell(&self, made: Vec<CallId>) {
+        if made.is_empty() {
+            return;
+        }
+        self.touch(made);
         if let Some(notify) = &self.config.on_settled {
             notify();
         }
@@ -137,6 +145,10 @@ fn work(engine: &Weak<Engine>, lane: &Lane) {
             (Next::Call(call, proxy), Some(circuit)) => {
                 drop(threads);
                 engine.make_one(&circuit, call, proxy);
+            }
+            (Next::Tell(calls), _) => {
+                drop(threads);
+                engine.tell(calls);
             }
             (Next::Wait(wait), _) => {
                 drop(engine);

@@ -62,6 +62,9 @@ impl Default for Budget {
 /// Part of the time that passes at which losses are forgotten.
 const FORGOTTEN: f64 = 0.01;
 
+/// How long it may take until somebody is told of a call that was made aside.
+const TOLD: Duration = Duration::from_secs(1);
+
 /// How long it is remembered what a tenant without plugins used.
 const REMEMBERED: Duration = Duration::from_secs(3600);
 
@@ -201,6 +204,9 @@ struct State {
     waiting: BTreeMap<CallId, Arc<ProxyState>>,
     /// One of them is being made.
     is_busy: bool,
+    /// Calls that were made, of which nobody was told yet, and when somebody was the last time.
+    made: Vec<CallId>,
+    told: Instant,
 }
 
 struct Open {
@@ -212,6 +218,8 @@ struct Open {
 pub(crate) enum Next {
     /// This call, which may tell whether the circuit can close.
     Call(CallId, Arc<ProxyState>),
+    /// Somebody is to be told that these calls were made.
+    Tell(Vec<CallId>),
     /// Nothing before this time has passed.
     Wait(Duration),
     /// Nothing.
@@ -228,6 +236,8 @@ impl Circuit {
             trips: 0,
             waiting: BTreeMap::new(),
             is_busy: false,
+            made: Vec::new(),
+            told: now,
         };
         Circuit { plugin: plugin.to_owned(), account, kept: AtomicUsize::new(0), state: Mutex::new(state) }
     }
@@ -327,13 +337,19 @@ impl Circuit {
             // They come again when somebody needs them.
             state.waiting.clear();
         }
+        if !state.is_busy && state.waiting.is_empty() && !state.made.is_empty() {
+            return Next::Tell(std::mem::take(&mut state.made));
+        }
         if state.is_busy || state.waiting.is_empty() {
             return Next::Nothing;
         }
         let open = state.open.as_ref().and_then(|open| open.until.checked_duration_since(now));
         let wait = open.or_else(|| self.account.as_ref()?.wait(budget, now));
         if let Some(wait) = wait.filter(|wait| !wait.is_zero()) {
-            return Next::Wait(wait);
+            return match std::mem::take(&mut state.made) {
+                made if made.is_empty() => Next::Wait(wait),
+                made => Next::Tell(made),
+            };
         }
         match state.waiting.pop_first() {
             Some((call, proxy)) => {
@@ -342,6 +358,21 @@ impl Circuit {
             }
             None => Next::Nothing,
         }
+    }
+
+    /// These calls were made aside. Returns those of which it is time to tell: not of each by itself while there is more to do, since
+    /// every proxy looks again.
+    pub fn made(&self, budget: &Budget, calls: Vec<CallId>, now: Instant) -> Vec<CallId> {
+        let mut state = self.state.lock();
+        state.made.extend(calls);
+        let goes_on = !state.waiting.is_empty()
+            && state.open.is_none()
+            && self.account.as_ref().is_none_or(|account| account.wait(budget, now).is_none());
+        if goes_on && now.saturating_duration_since(state.told) < TOLD {
+            return Vec::new();
+        }
+        state.told = now;
+        std::mem::take(&mut state.made)
     }
 
     /// A call that was made aside is over.
@@ -374,7 +405,7 @@ impl Circuit {
     /// Is something being made aside, or about to be?
     fn is_at_work(&self) -> bool {
         let state = self.state.lock();
-        state.is_busy || !state.waiting.is_empty() && state.open.is_none()
+        state.is_busy || !state.made.is_empty() || !state.waiting.is_empty() && state.open.is_none()
     }
 }
 
@@ -466,7 +497,7 @@ impl Circuits {
         for step in 0..n {
             let at = (turn + step) % n;
             match table.all[at].1.next(budget, now) {
-                call @ Next::Call(..) => {
+                call @ (Next::Call(..) | Next::Tell(_)) => {
                     let circuit = table.all[at].1.clone();
                     table.turn = at + 1;
                     return (call, Some(circuit));

@@ -63,6 +63,9 @@ impl Stage {
     }
 }
 
+/// Arguments of the hook points of this line that has most.
+const MAX_ARGUMENTS: usize = 3;
+
 impl Plugin {
     /// The exports of an instance; `None` when it is no plugin of this line.
     pub(super) fn of(instance: &Instance, store: &mut Store<State>) -> wasmtime::Result<Option<Plugin>> {
@@ -84,7 +87,9 @@ impl Plugin {
         if terms.as_ref().is_some_and(|(place, _)| !POINTS.contains(&&*place.point)) {
             return Ok(Ok(Done::Outcome(Outcome::Unchanged)));
         }
-        let (result,) = self.apply.call(store, (point.clone(), args.clone()))?;
+        // What stages say besides by now, this line has no place for.
+        let args: Arc<[String]> = args[..args.len().min(MAX_ARGUMENTS)].into();
+        let (result,) = self.apply.call(store, (point.clone(), args))?;
         Ok(result.map(|outcome| Done::Outcome(outcome.into())).map_err(Failure::from))
     }
 }
