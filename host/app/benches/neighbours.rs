@@ -4,7 +4,8 @@
 //! everybody sees, and a label that the hostile plugin reads, so that all of its calls are to be made again; what is printed is how
 //! long the proxies of other namespaces wait for the views with the former.
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -31,10 +32,14 @@ const BETWEEN: Duration = Duration::from_millis(250);
 /// How long what settled is collected before it is pushed.
 const DEBOUNCE: Duration = Duration::from_millis(100);
 
-/// Proxies that wait for a thread, each once, in order.
+/// As in the streams' pool: whose last took long comes after the rest of its wave.
+const PATIENCE: u32 = 4;
+const MOST_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Proxies that wait for a thread, each once, by whose turn it is.
 #[derive(Default)]
 struct Queue {
-    waiting: Mutex<VecDeque<usize>>,
+    waiting: Mutex<BinaryHeap<Reverse<(Instant, usize)>>>,
     more: Condvar,
     is_over: AtomicBool,
 }
@@ -43,6 +48,8 @@ struct Connected {
     proxy: Proxy,
     wanted: Vec<(TypeUrl, Watched)>,
     is_queued: AtomicBool,
+    /// How long its last views took.
+    took: Mutex<Duration>,
     /// The newest revision that it has.
     has: Mutex<u64>,
 }
@@ -61,7 +68,8 @@ impl Fleet {
         let mut waiting = self.queue.waiting.lock();
         for (number, connected) in self.proxies.iter().enumerate() {
             if !connected.is_queued.swap(true, Ordering::AcqRel) {
-                waiting.push_back(number);
+                let patience = connected.took.lock().saturating_mul(PATIENCE).min(MOST_PATIENCE);
+                waiting.push(Reverse((Instant::now() + patience, number)));
             }
         }
         self.queue.more.notify_all();
@@ -76,7 +84,7 @@ impl Fleet {
                     if self.queue.is_over.load(Ordering::Acquire) {
                         return;
                     }
-                    if let Some(number) = waiting.pop_front() {
+                    if let Some(Reverse((_, number))) = waiting.pop() {
                         break number;
                     }
                     self.queue.more.wait(&mut waiting);
@@ -84,8 +92,10 @@ impl Fleet {
             };
             let connected = &self.proxies[number];
             connected.is_queued.store(false, Ordering::Release);
+            let started = Instant::now();
             let views = translator.views(&connected.proxy, &connected.wanted, &[]);
             let now = Instant::now();
+            *connected.took.lock() = now - started;
             let had = std::mem::replace(&mut *connected.has.lock(), views.revision);
             if &*connected.proxy.namespace != TENANT {
                 let new = |(revision, at): &(u64, Instant)| {
@@ -148,7 +158,7 @@ fn measure(options: &Options, loaded: &Loaded, what: &str, plugin: Option<Arc<Ob
     let mut subscriptions = mesh::Subscriptions::new();
     let connect = |proxy: Proxy| {
         let wanted = subscriptions.connect(&engine, &proxy);
-        Connected { proxy, wanted, is_queued: AtomicBool::new(false), has: Mutex::default() }
+        Connected { proxy, wanted, is_queued: AtomicBool::new(false), took: Mutex::default(), has: Mutex::default() }
     };
     let proxies = proxies.into_iter().map(connect).collect();
     let mut catalogue = pipeline::catalogue(loaded, &options, "istio-system").expect("the sandbox is there");

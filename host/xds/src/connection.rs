@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Code, Status, Streaming};
@@ -121,6 +121,7 @@ async fn open(
             pushes_forced: 0,
             pushes_secrets: server.pushes_rx().borrow().n_secrets,
             waiting_since: None,
+            took: Duration::ZERO,
             set: None,
             n_sent: 0,
             is_tracing_nack: Arc::default(),
@@ -149,6 +150,8 @@ struct Connection {
     pushes_secrets: u64,
     /// When the oldest push that waits was seen; unset when none waits.
     waiting_since: Option<Instant>,
+    /// How long the last translation took.
+    took: Duration,
     /// The set of replies in the making; unset before the first.
     set: Option<Set>,
     n_sent: u64,
@@ -371,7 +374,7 @@ impl Connection {
         let now = Instant::now();
         self.set = Some(Set { version: self.server.version(), since, started: now, ready: now });
         let job = self.stream.job();
-        let lane = if since.is_some() { Lane::Push } else { Lane::Request };
+        let lane = if since.is_some() { Lane::Push(self.took) } else { Lane::Request };
         let (translator, deltas) = (self.server.translator().clone(), self.server.deltas().clone());
         let metrics = self.server.metrics().clone();
         self.server.pool().run(lane, move || {
@@ -399,6 +402,7 @@ impl Connection {
         if let Some(set) = &mut self.set {
             set.started = done.started;
             set.ready = Instant::now();
+            self.took = set.ready.saturating_duration_since(set.started);
         }
         self.stream.finish(done);
         self.admitted.entry.served(self.stream.proxy(), self.stream.served());

@@ -1,10 +1,12 @@
 //! The threads that translate. They are not the runtime's, so that no stream waits for a computation of another.
 
 use std::any::Any;
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
@@ -13,10 +15,16 @@ use tokio::sync::oneshot;
 /// reserved, memory is used only as deep as it goes.
 const STACK: usize = 64 << 20;
 
+/// A push stands in the queue as if it had come later by so many times what the stream's last one took.
+const PATIENCE: u32 = 4;
+/// The most that it comes later, so that nobody waits for ever.
+const MOST_PATIENCE: Duration = Duration::from_secs(2);
+
 /// A small number of threads with a fair queue.
 ///
 /// Fair: a stream has one job at a time, jobs run in the order in which they came, and the two lanes take turns, so that
-/// neither a wave of pushes nor a wave of new proxies makes the other wait for all of it.
+/// neither a wave of pushes nor a wave of new proxies makes the other wait for all of it. Within a wave of pushes those that
+/// took little the last time come first: a proxy with a slow plugin makes itself wait, and not the others.
 pub(crate) struct Pool {
     queue: Arc<Queue>,
 }
@@ -26,8 +34,8 @@ pub(crate) struct Pool {
 pub(crate) enum Lane {
     /// Somebody waits for an answer.
     Request,
-    /// A new snapshot.
-    Push,
+    /// A new snapshot, for a stream whose last took this long.
+    Push(Duration),
 }
 
 /// A job panicked; the text is the panic's message. Nobody but the job's owner notices.
@@ -45,9 +53,37 @@ struct Queue {
 #[derive(Default)]
 struct State {
     requests: VecDeque<Task>,
-    pushes: VecDeque<Task>,
+    pushes: BinaryHeap<Reverse<Waiting>>,
+    n_pushes: u64,
     was_request: bool,
     is_closed: bool,
+}
+
+/// A push in the queue.
+struct Waiting {
+    /// When it is its turn, and which of those of one moment it is.
+    turn: (Instant, u64),
+    task: Task,
+}
+
+impl PartialEq for Waiting {
+    fn eq(&self, other: &Self) -> bool {
+        self.turn == other.turn
+    }
+}
+
+impl Eq for Waiting {}
+
+impl PartialOrd for Waiting {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Waiting {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.turn.cmp(&other.turn)
+    }
 }
 
 impl Pool {
@@ -84,7 +120,12 @@ impl Pool {
         let mut state = self.queue.state.lock();
         match lane {
             Lane::Request => state.requests.push_back(task),
-            Lane::Push => state.pushes.push_back(task),
+            Lane::Push(took) => {
+                let patience = took.saturating_mul(PATIENCE).min(MOST_PATIENCE);
+                state.n_pushes += 1;
+                let turn = (Instant::now() + patience, state.n_pushes);
+                state.pushes.push(Reverse(Waiting { turn, task }));
+            }
         }
         drop(state);
         self.queue.has_work.notify_one();
@@ -129,7 +170,7 @@ impl State {
             false => None,
         };
         self.was_request = task.is_some();
-        task.or_else(|| self.pushes.pop_front())
+        task.or_else(|| self.pushes.pop().map(|Reverse(waiting)| waiting.task))
     }
 }
 
@@ -154,12 +195,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn lanes_take_turns_and_keep_their_order() {
+    async fn lanes_take_turns_and_what_took_long_comes_after_the_rest_of_its_wave() {
         let pool = Pool::new(1);
         let (go_tx, go_rx) = std::sync::mpsc::channel::<()>();
         let order = Arc::new(Mutex::new(Vec::new()));
         let (started_tx, started_rx) = oneshot::channel();
-        let gate = pool.run(Lane::Push, move || {
+        const QUICK: Lane = Lane::Push(Duration::ZERO);
+        let gate = pool.run(QUICK, move || {
             started_tx.send(()).unwrap();
             go_rx.recv()
         });
@@ -169,9 +211,11 @@ mod tests {
             pool.run(lane, move || order.lock().push(name))
         };
         let jobs = [
-            note(Lane::Push, "p1"),
-            note(Lane::Push, "p2"),
-            note(Lane::Push, "p3"),
+            note(Lane::Push(Duration::from_millis(400)), "slow"),
+            note(QUICK, "p1"),
+            note(QUICK, "p2"),
+            note(Lane::Push(Duration::from_secs(3600)), "slowest"),
+            note(QUICK, "p3"),
             note(Lane::Request, "r1"),
             note(Lane::Request, "r2"),
         ];
@@ -180,15 +224,15 @@ mod tests {
         for job in jobs {
             job.await.unwrap().unwrap();
         }
-        assert_eq!(*order.lock(), ["r1", "p1", "r2", "p2", "p3"]);
+        assert_eq!(*order.lock(), ["r1", "p1", "r2", "p2", "p3", "slow", "slowest"]);
     }
 
     #[tokio::test]
     async fn a_closed_pool_says_so() {
         let pool = Pool::new(1);
         let (go_tx, go_rx) = std::sync::mpsc::channel::<()>();
-        let running = pool.run(Lane::Push, move || go_rx.recv().is_ok());
-        let never = pool.run(Lane::Push, || ());
+        let running = pool.run(Lane::Push(Duration::ZERO), move || go_rx.recv().is_ok());
+        let never = pool.run(Lane::Push(Duration::ZERO), || ());
         drop(pool);
         drop(go_tx);
         // Whether it was started before the pool closed is a race; that it ends is not.
