@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use trysail::plugin::{On, Rehearsal};
+use serde_json::json;
+use trysail::plugin::{Change, On, Rehearsal};
 
 fn here(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -48,6 +49,45 @@ fn a_plugin_of_line_0_1_does_what_it_did() {
         assert!(wrong.changes.iter().all(|(_, changes)| changes.is_empty()));
         let said: Vec<&String> = wrong.said.iter().flat_map(|(_, said)| said).collect();
         assert!(said.iter().any(|line| line.contains("is not a number of requests per second")), "{said:?}");
+    });
+}
+
+/// The plugin without code as it was when the line was released: every hook of the line, and every edit.
+#[test]
+fn a_plugin_of_line_0_2_does_what_it_did() {
+    on_a_big_stack(|| {
+        let component = here("tests/fixtures/line-0.2/patch.wasm");
+        let buffer = json!({"name": "buffer", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.Buffer", "max_request_bytes": 7}});
+        let own = json!({"name": "own", "domains": ["own.test"], "routes": [
+            {"match": {"prefix": "/"}, "direct_response": {"status": 418}}]});
+        let patches = json!([
+            {"hook": "clusters", "service": "default/backend.*", "merge": {"value": {"connect_timeout": "7s"}}},
+            {"hook": "clusters", "service": "default/backend.*", "operations": [
+                {"op": "add", "path": "/per_connection_buffer_limit_bytes", "value": 7}]},
+            {"hook": "http-filters", "direction": "inbound", "put": {"message": buffer}},
+            {"hook": "route-configurations", "name": "80", "insert": {"path": "virtual_hosts", "at": "first", "value": own}},
+            {"hook": "connection-managers", "direction": "inbound", "remove": "upgrade_configs"},
+            {"hook": "listeners", "name": "virtualInbound", "set": {"path": "per_connection_buffer_limit_bytes", "value": 7}},
+        ]);
+        let spec = json!({"configuration": {"patches": patches}});
+        let folder = here("../../examples/frontend-backend");
+        let on = On { pod: Some("default/frontend-v1".into()), ..On::default() };
+        let found = Rehearsal::with_spec(&component, &folder, &on, spec).unwrap().run().unwrap();
+        assert_eq!(found.errors, Vec::<String>::new());
+        let [(_, changes)] = &found.changes[..] else { panic!("one proxy") };
+        let changed = |kind: &str, path: &str, after: Option<&str>| {
+            let is = |change: &&Change| {
+                change.kind == kind && change.effect.path.contains(path) && change.effect.after.as_deref() == after
+            };
+            assert!(changes.iter().any(|change| is(&change)), "{kind} {path}: {changes:#?}");
+        };
+        changed("cds", "connect_timeout", Some("\"7s\""));
+        changed("cds", "per_connection_buffer_limit_bytes", Some("7"));
+        changed("lds", "per_connection_buffer_limit_bytes", Some("7"));
+        changed("lds", "upgrade_configs", None);
+        assert!(changes.iter().any(|change| change.effect.path.contains("http_filters/name=buffer")), "{changes:#?}");
+        assert!(changes.iter().any(|change| change.effect.path.contains("virtual_hosts/name=own")), "{changes:#?}");
     });
 }
 
