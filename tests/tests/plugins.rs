@@ -125,7 +125,7 @@ async fn a_plugin_comes_changes_and_goes_under_traffic() {
     put(plugins.path(), "limit.wasm", &other_version(&limit, HEADERS[0], HEADERS[1]));
     until_refused(&mesh, here, Some(HEADERS[1]), "the new version is in force").await;
     put(plugins.path(), "rascal.wasm", &component("hostile-guests"));
-    until_said(&mesh, &["rascal@", "asked to, at http-filters"]).await;
+    until_said(&mesh, &["plugin rascal at", "asked to, at http-filters"]).await;
     until_refused(&mesh, here, Some(HEADERS[1]), "the other plugin goes on").await;
     assert_eq!(refused(&mesh, there, HEADERS[1]).await.unwrap(), 0);
 

@@ -17,6 +17,7 @@ mod cases;
 mod import;
 mod inspect;
 mod rehearsal;
+mod scaffold;
 
 use std::path::{Path, PathBuf};
 
@@ -73,6 +74,9 @@ pub enum Command {
         component: PathBuf,
         /// The folder.
         folder: PathBuf,
+        /// What the component is told.
+        #[command(flatten)]
+        told: Told,
         /// What else applies.
         #[command(flatten)]
         on: On,
@@ -118,9 +122,9 @@ pub enum Command {
         /// Services of the mesh.
         #[arg(long, default_value_t = 1000)]
         services: usize,
-        /// What it is told, JSON or YAML.
-        #[arg(long, value_name = "FILE")]
-        configuration: Option<PathBuf>,
+        /// What it is told.
+        #[command(flatten)]
+        told: Told,
     },
 }
 
@@ -130,15 +134,34 @@ pub struct On {
     /// Only for this pod's proxy, NAMESPACE/NAME.
     #[arg(long, value_name = "POD")]
     pub pod: Option<String>,
-    /// What the plugin is told, JSON or YAML.
-    #[arg(long, value_name = "FILE")]
-    pub configuration: Option<PathBuf>,
-    /// An Envoy to validate what comes of it with.
+    /// An Envoy to validate what comes of it with (`envoy --mode validate`).
     #[arg(long, value_name = "FILE")]
     pub envoy: Option<PathBuf>,
     /// As JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// What a component is told that no document speaks of.
+#[derive(Args, Clone, Default)]
+pub struct Told {
+    /// What the component is told, JSON or YAML: `spec.configuration` of a document.
+    #[arg(long, value_name = "FILE")]
+    configuration: Option<PathBuf>,
+    /// All of its spec, as in cases/NAME/plugin.yaml: configuration, scope, rights, mode, ...
+    #[arg(long, value_name = "FILE", conflicts_with = "configuration")]
+    spec: Option<PathBuf>,
+}
+
+impl Told {
+    /// The spec that the files say, without the component.
+    fn spec(&self) -> Result<serde_json::Value> {
+        match (&self.spec, &self.configuration) {
+            (Some(file), _) => document(file),
+            (None, Some(file)) => Ok(serde_json::json!({"configuration": document(file)?})),
+            (None, None) => Ok(serde_json::json!({})),
+        }
+    }
 }
 
 /// Runs a command; false when what was asked is not so.
@@ -148,7 +171,7 @@ pub struct On {
 pub fn run(command: Command) -> Result<bool> {
     match command {
         Command::New { name, hook, out, sdk } => {
-            build::new(&name, &hook, out.as_deref(), sdk.as_deref()).map(|()| true)
+            scaffold::new(&name, &hook, out.as_deref(), sdk.as_deref()).map(|()| true)
         }
         Command::Build { folder, out } => {
             let made = build::build(&folder, out.as_deref())?;
@@ -158,15 +181,17 @@ pub fn run(command: Command) -> Result<bool> {
         Command::Test { folder, component, bless, envoy } => {
             cases::test(&folder, component.as_deref(), bless, envoy.as_deref())
         }
-        Command::Run { component, folder, on } => show(&Rehearsal::of_component(&component, &folder, &on)?, &on),
-        Command::Diff { folder, plugins, on } => show(&Rehearsal::of_folder(&folder, plugins.as_deref(), &on)?, &on),
+        Command::Run { component, folder, told, on } => {
+            show(&Rehearsal::with_spec(&component, &folder, &on, told.spec()?)?.with_shadows(), &on)
+        }
+        Command::Diff { folder, plugins, on } => {
+            show(&Rehearsal::of_folder(&folder, plugins.as_deref(), &on)?.with_shadows(), &on)
+        }
         Command::Import { file, out, check, root_namespace } => {
             import::import(&file, out.as_deref(), check.as_deref(), &root_namespace)
         }
         Command::Inspect { component, json } => inspect::inspect(&component, json).map(|()| true),
-        Command::Bench { component, services, configuration } => {
-            bench::bench(&component, services, configuration.as_deref()).map(|()| true)
-        }
+        Command::Bench { component, services, told } => bench::bench(&component, services, told.spec()?).map(|()| true),
     }
 }
 
@@ -179,7 +204,11 @@ fn show(rehearsal: &Rehearsal, on: &On) -> Result<bool> {
     }
     let mut fits = found.errors.is_empty();
     if let Some(envoy) = &on.envoy {
-        for (proxy, words) in rehearsal.validate(envoy)? {
+        let refused = rehearsal.validate(envoy)?;
+        if refused.is_empty() {
+            eprintln!("Envoy takes what each of {} proxies would be sent", rehearsal.proxies().len());
+        }
+        for (proxy, words) in refused {
             eprintln!("{proxy}: Envoy refuses it: {words}");
             fits = false;
         }

@@ -86,7 +86,7 @@ const GATEWAY_API: &str = "gateway.networking.k8s.io";
 const GATEWAY_API_X: &str = "gateway.networking.x-k8s.io";
 const INFERENCE: &str = "inference.networking.k8s.io";
 const MULTI_CLUSTER: &str = "multicluster.x-k8s.io";
-const TRYSAIL: &str = "trysail.io";
+pub(crate) const TRYSAIL: &str = "trysail.io";
 
 const NETWORKING_VERSIONS: &[&str] = &["v1", "v1beta1", "v1alpha3"];
 const V1: &[&str] = &["v1"];

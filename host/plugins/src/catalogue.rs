@@ -67,6 +67,9 @@ struct Compiled {
     code: Code,
     /// Schema of its configuration, if it came with one.
     schema: Option<Value>,
+    /// It does not work for the mere reason that it lies in the folder: its document may have been refused, or taken away in an
+    /// emergency. Components of the first line have always worked so.
+    needs_word: bool,
 }
 
 /// A plugin in force: the last that was in order.
@@ -188,7 +191,9 @@ impl Catalogue {
                 }
                 Ok(None) => Entry { object, in_force: old, error: None, is_pending: true },
                 Err(error) => {
-                    tracing::error!(plugin = name, error, "plugin not loaded; a version before it stays in force");
+                    let stays =
+                        if old.is_some() { "the version before it stays in force" } else { "it is not in force" };
+                    tracing::error!(plugin = name, error, "plugin not loaded; {stays}");
                     Entry { object, in_force: old, error: Some(error), is_pending: false }
                 }
             };
@@ -259,9 +264,19 @@ impl Catalogue {
                 ));
             }
             let schema = configuration::schema(&bytes)?;
-            self.compiled.insert(name.to_owned(), Compiled { of, code, schema });
+            let needs_word = !configuration::is_of_first_line(&bytes);
+            self.compiled.insert(name.to_owned(), Compiled { of, code, schema, needs_word });
         }
         let compiled = &self.compiled[name];
+        if object.is_none()
+            && compiled.needs_word
+            && !self.folder.as_ref().is_some_and(|folder| folder.has_settings(name))
+        {
+            return Err(format!(
+                "no Plugin document names it, or none that is in order; to have it work everywhere without one, put {name}.json \
+                 beside it ({{}} will do)"
+            ));
+        }
         let (guest, exported) = &compiled.code;
         if let Some(missing) = spec.hooks.iter().find(|hook| !exported.contains(hook)) {
             return Err(format!("spec.hooks: the component does not export {missing:?}, but {}", exported.join(", ")));

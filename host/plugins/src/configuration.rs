@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use jsonschema::error::ValidationErrorKind;
 use serde_json::Value;
 use wasmparser::{Parser, Payload};
 
@@ -23,6 +24,16 @@ pub fn schema(component: &[u8]) -> Result<Option<Value>, String> {
         }
     }
     Ok(None)
+}
+
+/// Does a component export an interface of the 0.1 line?
+pub(crate) fn is_of_first_line(component: &[u8]) -> bool {
+    Parser::new(0).parse_all(component).flatten().any(|payload| match payload {
+        Payload::ComponentExportSection(exports) => {
+            exports.into_iter().flatten().any(|export| export.name.name.contains("@0.1."))
+        }
+        _ => false,
+    })
 }
 
 /// Has a component carry a schema.
@@ -48,13 +59,51 @@ pub fn check(schema: Option<&Value>, configuration: &Value) -> Result<(), String
     let expressions = jsonschema::PatternOptions::regex().size_limit(MAX_EXPRESSION);
     let validator = jsonschema::options().with_pattern_options(expressions).build(schema);
     let validator = validator.map_err(|error| format!("the schema of its configuration: {error}"))?;
-    match validator.iter_errors(configuration).next() {
-        None => Ok(()),
-        Some(error) => {
-            let at = error.instance_path().to_string();
-            let field = if at.is_empty() { String::new() } else { at.replace('/', ".") };
-            Err(format!("spec.configuration{field}: {error}"))
+    let said: Vec<String> =
+        validator.iter_errors(configuration).take(MAX_ERRORS).map(|error| line(schema, &error)).collect();
+    if said.is_empty() { Ok(()) } else { Err(said.join("; ")) }
+}
+
+/// Mistakes of a configuration that are told at once.
+const MAX_ERRORS: usize = 5;
+
+/// Characters of what is said of a mistake.
+const MAX_WORDS: usize = 1000;
+
+/// A mistake, with the field.
+fn line(schema: &Value, error: &jsonschema::ValidationError<'_>) -> String {
+    let mut field = String::from("spec.configuration");
+    for step in error.instance_path().to_string().split('/').skip(1) {
+        match step.parse::<usize>() {
+            Ok(number) => field.push_str(&format!("[{number}]")),
+            Err(_) => field.push_str(&format!(".{}", step.replace("~1", "/").replace("~0", "~"))),
         }
+    }
+    let words = words(schema, error).unwrap_or_else(|| error.to_string());
+    // The choices are the plugin's: a status has no room for thousands.
+    format!("{field}: {words}").chars().take(MAX_WORDS).collect()
+}
+
+/// Plainer words than the library's, where it leaves out what there is to choose from.
+fn words(schema: &Value, error: &jsonschema::ValidationError<'_>) -> Option<String> {
+    let at = error.schema_path().to_string();
+    let names = |value: &Value| value.as_object().map(|of| of.keys().cloned().collect::<Vec<_>>().join(", "));
+    match error.kind() {
+        ValidationErrorKind::Enum { options } => {
+            let options: Vec<String> = options.as_array()?.iter().map(Value::to_string).collect();
+            Some(format!("{} is none of {}", error.instance(), options.join(", ")))
+        }
+        ValidationErrorKind::AdditionalProperties { unexpected } => {
+            let (parent, _) = at.rsplit_once('/')?;
+            let there_are = names(schema.pointer(parent)?.get("properties")?)?;
+            Some(format!("there is no {}; there are {there_are}", unexpected.join(", ")))
+        }
+        ValidationErrorKind::OneOfNotValid { .. } | ValidationErrorKind::OneOfMultipleValid { .. } => {
+            let required = |choice: &Value| Some(choice.get("required")?.as_array()?.first()?.as_str()?.to_owned());
+            let choices: Option<Vec<String>> = schema.pointer(&at)?.as_array()?.iter().map(required).collect();
+            Some(format!("one of {} is needed, and one only", choices?.join(", ")))
+        }
+        _ => None,
     }
 }
 
@@ -169,6 +218,23 @@ mod tests {
         assert!(why(json!({"properties": {"a": {"pattern": "^(a+)+$"}}})).contains("spec.configuration.a"));
         let shared = json!({"properties": {"a": {"$ref": "#/$defs/s"}, "b": {"$ref": "#/$defs/s"}}, "$defs": {"s": {"type": "string"}}});
         assert_eq!(check(Some(&shared), &json!({"a": "x"})), Ok(()));
+    }
+
+    #[test]
+    fn what_there_is_to_choose_from_is_said_and_all_mistakes_at_once() {
+        let schema = json!({"type": "object", "properties": {"patches": {"type": "array", "items": {
+            "additionalProperties": false, "oneOf": [{"required": ["set"]}, {"required": ["merge"]}],
+            "properties": {"hook": {"enum": ["clusters", "routes"]}, "set": {}, "merge": {}}}}}});
+        let said = |patch: Value| check(Some(&schema), &json!({"patches": [{"set": 1}, patch]})).unwrap_err();
+        assert_eq!(
+            said(json!({"set": 1, "hook": "cluster"})),
+            r#"spec.configuration.patches[1].hook: "cluster" is none of "clusters", "routes""#
+        );
+        let one = "spec.configuration.patches[1]: one of set, merge is needed, and one only";
+        assert_eq!(said(json!({})), one);
+        assert_eq!(said(json!({"set": 1, "merge": 2})), one);
+        let both = said(json!({"hok": "routes"}));
+        assert!(both.contains("there is no hok; there are hook, set, merge") && both.contains(one), "{both}");
     }
 
     #[test]

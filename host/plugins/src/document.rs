@@ -208,11 +208,26 @@ impl Spec {
         if let Some(sha256) = &spec.sha256
             && !is_sha256(sha256)
         {
-            return Err(format!("spec.sha256: {sha256:?} is none"));
+            return Err(format!("spec.sha256: {sha256:?} is no SHA-256 (64 hexadecimal digits, lower case)"));
         }
         for (number, hook) in spec.hooks.iter().enumerate() {
             if crate::hooks::find(hook).is_none() {
-                return Err(format!("spec.hooks[{number}]: there is no hook point {hook:?}"));
+                return Err(format!("spec.hooks[{number}]: {}", no_hook(hook)));
+            }
+        }
+        for (number, write) in spec.rights.writes.iter().flatten().enumerate() {
+            if write.hook != "*" && crate::hooks::find(&write.hook).is_none() {
+                return Err(format!("spec.rights.writes[{number}].hook: {}", no_hook(&write.hook)));
+            }
+        }
+        for (number, read) in spec.rights.reads.iter().flatten().enumerate() {
+            if read.question != "*" && !crate::terms::questions().any(|question| question == read.question) {
+                let there_are: Vec<&str> = crate::terms::questions().collect();
+                return Err(format!(
+                    "spec.rights.reads[{number}].question: there is no question {:?}; there are {}",
+                    read.question,
+                    there_are.join(", ")
+                ));
             }
         }
         Ok(spec)
@@ -255,6 +270,12 @@ impl Spec {
             queries: bounded(queries.map(|number| number as usize), QUERIES),
         }
     }
+}
+
+/// What there is to say to who names a hook point that there is not.
+fn no_hook(name: &str) -> String {
+    let there_are: Vec<&str> = crate::hooks::HOOKS.iter().map(|hook| hook.name).collect();
+    format!("there is no hook point {name:?}; there are {}", there_are.join(", "))
 }
 
 fn is_sha256(text: &str) -> bool {
@@ -308,8 +329,14 @@ mod tests {
         assert!(why(json!({"component": {"builtin": "a", "file": "b"}})).contains("one only"));
         assert!(why(json!({"component": {"file": "../b.wasm"}})).contains("spec.component.file"));
         assert!(why(json!({"component": {"image": "r.example/p:latest"}})).contains("a tag may move"));
-        assert!(why(json!({"component": {"builtin": "a"}, "sha256": "abc"})).contains("spec.sha256"));
-        assert!(why(json!({"component": {"builtin": "a"}, "hooks": ["cluster"]})).contains("spec.hooks[0]"));
+        assert!(why(json!({"component": {"builtin": "a"}, "sha256": "abc"})).contains("64 hexadecimal digits"));
+        let hook = why(json!({"component": {"builtin": "a"}, "hooks": ["cluster"]}));
+        assert!(hook.contains("spec.hooks[0]") && hook.contains("transport-sockets"), "{hook}");
+        let write =
+            why(json!({"component": {"builtin": "a"}, "rights": {"writes": [{"hook": "*"}, {"hook": "cluster"}]}}));
+        assert!(write.contains("spec.rights.writes[1].hook"), "{write}");
+        let read = why(json!({"component": {"builtin": "a"}, "rights": {"reads": [{"question": "services"}]}}));
+        assert!(read.contains("spec.rights.reads[0].question") && read.contains("services-of-host"), "{read}");
         assert!(why(json!({"component": {"builtin": "a"}, "mode": "dry"})).contains("dry"));
         assert!(why(json!({"component": {"builtin": "a"}, "modes": "dry"})).contains("modes"));
     }

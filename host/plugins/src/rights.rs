@@ -55,6 +55,8 @@ const BY_FIRST: [&str; 6] =
 /// Questions about objects: kind, then namespace or `namespace/name`.
 const BY_SECOND: [&str; 2] = ["object", "selectors"];
 
+const NOT_ITS_RIGHT: &str = "which its rights do not hold (nothing in spec.rights.writes covers it)";
+
 impl Rights {
     /// May it ask this?
     ///
@@ -81,7 +83,10 @@ impl Rights {
         if allowed {
             Ok(())
         } else {
-            Err(format!("asked {question}({}), which its rights do not hold", args.join(", ")))
+            Err(format!(
+                "asked {question}({}), which its rights do not hold (nothing in spec.rights.reads covers it)",
+                args.join(", ")
+            ))
         }
     }
 
@@ -97,8 +102,8 @@ impl Rights {
         });
         match path {
             _ if is_allowed => Ok(()),
-            "" => Err(format!("changed all of {item:?} at {hook}, which its rights do not hold")),
-            _ => Err(format!("changed {path} of {item:?} at {hook}, which its rights do not hold")),
+            "" => Err(format!("changed all of {item:?} at {hook}, {NOT_ITS_RIGHT}")),
+            _ => Err(format!("changed {path} of {item:?} at {hook}, {NOT_ITS_RIGHT}")),
         }
     }
 }

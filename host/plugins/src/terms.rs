@@ -106,6 +106,25 @@ const QUESTIONS: [(&str, Answered); 26] = [
     ("proxy-config", Answered::Message("istio.mesh.v1alpha1.ProxyConfig")),
 ];
 
+/// Names of the questions that plugins can ask.
+pub(crate) fn questions() -> impl Iterator<Item = &'static str> {
+    QUESTIONS.iter().map(|(name, _)| *name).chain(OF_LINE_0_1)
+}
+
+/// Questions of the 0.1 line alone.
+const OF_LINE_0_1: [&str; 10] = [
+    "destination-rules-matching",
+    "envoy-filter",
+    "gateway-destinations",
+    "gateway-virtual-service-namespaces",
+    "gateway-virtual-services",
+    "service-index",
+    "service-index-namespaces",
+    "virtual-service-gateways",
+    "virtual-service-index",
+    "virtual-service-index-namespaces",
+];
+
 impl Terms {
     fn hook(place: &Place) -> Result<&'static Hook, String> {
         hooks::find(&place.hook).ok_or_else(|| format!("there is no hook point {}", place.hook))

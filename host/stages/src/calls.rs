@@ -73,12 +73,19 @@ impl Call {
     }
 }
 
+/// The name of a plugin for people, of its id `NAME@DIGEST...`.
+pub(crate) fn plugin_name(id: &str) -> &str {
+    id.split('@').next().unwrap_or(id)
+}
+
 impl std::fmt::Display for Call {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Call::Stage { stage, function, args } => write!(f, "{stage}/{function}({})", args.join(", ")),
             Call::Hook { point, args, .. } => write!(f, "hook {point}({})", args.join(", ")),
-            Call::Plugin { plugin, point, args, .. } => write!(f, "plugin {plugin} at {point}({})", args.join(", ")),
+            Call::Plugin { plugin, point, args, .. } => {
+                write!(f, "plugin {} at {point}({})", plugin_name(plugin), args.join(", "))
+            }
             Call::Names { stage, function, names, .. } => write!(f, "{stage}/{function} of {} names", names.len()),
         }
     }

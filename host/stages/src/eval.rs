@@ -8,7 +8,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use trysail_model::{Answer, Fingerprint, Query, Resource};
 use trysail_sdk::{CallRef, Diagnostic, Entry, Output, Severity};
 
-use crate::calls::Call;
+use crate::calls::{Call, plugin_name};
 use crate::engine::{Engine, Epoch};
 use crate::fault::{FailurePolicy, Fault, FaultKind};
 use crate::gate::{Need, Verdict};
@@ -259,7 +259,7 @@ impl Engine {
         passing: bool,
     ) -> Result<Arc<Leaf>, Fault> {
         cx.faults.lock().push(fault.clone());
-        let Call::Plugin { plugin, point, inner, .. } = &memo.call else { return Err(fault) };
+        let Call::Plugin { plugin, point, args, inner, .. } = &memo.call else { return Err(fault) };
         if self.hooked(plugin, point).is_none_or(|hooked| hooked.policy == FailurePolicy::Hold) {
             return Err(fault);
         }
@@ -267,9 +267,9 @@ impl Engine {
         output.entries.extend(inner.map(|id| Entry::Include(by_number(id))));
         output.diagnostics.push(Diagnostic {
             severity: Severity::Error,
-            object: format!("plugin {plugin}"),
+            object: format!("plugin {}", plugin_name(plugin)),
             field: String::new(),
-            message: format!("skipped: {fault}"),
+            message: format!("skipped at {point}({}): {}", args.join(", "), fault.kind).replace('\n', " "),
             code: String::new(),
         });
         let leaf = Leaf::new(output, reads, |call| self.resolve(call), &Judging::none());
@@ -538,9 +538,9 @@ impl Engine {
     /// A fault in a call, counted and logged.
     pub(crate) fn fault(&self, memo: &CallMemo, kind: FaultKind) -> Fault {
         let guest = memo.call.guest().unwrap_or(HOST).to_owned();
-        self.counters.fault(guest.split('@').next().unwrap_or(&guest), kind.label());
+        self.counters.fault(plugin_name(&guest), kind.label());
         let fault = Fault { guest: guest.into(), call: memo.call.to_string().into(), kind };
-        tracing::error!(guest = %fault.guest, call = %fault.call, "{}", fault.kind);
+        tracing::error!(guest = plugin_name(&fault.guest), call = %fault.call, "{}", fault.kind);
         fault
     }
 

@@ -78,7 +78,7 @@ impl FaultKind {
 
 /// A fault, with the guest and the call it happened in.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{guest} {kind} (in {call})")]
+#[error("{}", self.line())]
 pub struct Fault {
     /// Stage or plugin.
     pub guest: Arc<str>,
@@ -86,6 +86,16 @@ pub struct Fault {
     pub call: Arc<str>,
     /// What happened.
     pub kind: FaultKind,
+}
+
+impl Fault {
+    /// Whose fault, where, and what: one line, also of a panic's message that has several.
+    fn line(&self) -> String {
+        let Fault { guest, call, kind } = self;
+        let what = kind.to_string().replace('\n', " ");
+        // The call of a plugin names it.
+        if call.starts_with("plugin ") { format!("{call}: {what}") } else { format!("{guest} {what} (in {call})") }
+    }
 }
 
 /// What becomes of a fragment when a plugin at its hook point faults.

@@ -56,6 +56,12 @@ hooks! {
     patch = "patch",
 }
 
+/// What a configuration has to look like: the host holds documents against it before they are in force.
+pub const SCHEMA: &str = include_str!("schema.json");
+
+#[cfg(target_family = "wasm")]
+trysail_sdk::configuration_schema! { SCHEMA }
+
 fn at(hook: &str, ctx: &Ctx<'_>, target: &Target) -> Result<Edits, Failure> {
     let config: Config = ctx.configuration()?;
     let mut edits = Edits::none();
@@ -66,4 +72,29 @@ fn at(hook: &str, ctx: &Ctx<'_>, target: &Target) -> Result<Edits, Failure> {
         }
     }
     Ok(edits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trysail_sdk::serde_json::Value;
+
+    #[test]
+    fn the_schema_says_what_the_code_takes() {
+        let schema: Value = trysail_sdk::serde_json::from_str(SCHEMA).expect("it is JSON");
+        let patch = &schema["properties"]["patches"]["items"];
+        let hooks: Vec<&str> =
+            patch["properties"]["hook"]["enum"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        assert_eq!(hooks, HOOKS);
+        // What serde says that it expects, of a field that there is not.
+        let odd = trysail_sdk::serde_json::from_str::<Config>(r#"{"patches": [{"odd": 1}]}"#).expect_err("it is odd");
+        let odd = odd.to_string();
+        let (_, expected) = odd.split_once("expected one of ").expect("it names the fields");
+        let mut taken: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
+        let mut said: Vec<&str> =
+            patch["properties"].as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+        taken.sort_unstable();
+        said.sort_unstable();
+        assert_eq!(said, taken);
+    }
 }

@@ -5,20 +5,16 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use serde_json::json;
+use serde_json::Value;
 use trysail_model::Proxy;
 
+use super::On;
 use super::rehearsal::Rehearsal;
-use super::{On, document};
 use crate::render;
 
-pub(super) fn bench(component: &Path, n_services: usize, configuration: Option<&Path>) -> Result<()> {
+pub(super) fn bench(component: &Path, n_services: usize, spec: Value) -> Result<()> {
     let folder = tempfile::tempdir().context("cannot make a folder for the mesh")?;
     std::fs::write(folder.path().join("mesh.yaml"), mesh(n_services)).context("cannot write the mesh")?;
-    let spec = match configuration {
-        Some(file) => json!({"configuration": document(file)?}),
-        None => json!({}),
-    };
     let rehearsal = Rehearsal::with_spec(component, folder.path(), &On::default(), spec)?;
     let (plain, _) = timed(&rehearsal, false)?;
     let (with, engine) = timed(&rehearsal, true)?;

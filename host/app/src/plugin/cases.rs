@@ -26,15 +26,20 @@ pub(super) fn test(folder: &Path, component: Option<&Path>, bless: bool, envoy: 
         let name = case.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let outcome = one(case, &component, bless, envoy).with_context(|| format!("case {name}"))?;
         match outcome {
+            Outcome::AsExpected if envoy.is_some() => println!("{name}: ok, and Envoy takes it"),
             Outcome::AsExpected => println!("{name}: ok"),
-            Outcome::Written => println!("{name}: written to {}", case.join(EXPECTED).display()),
+            Outcome::Written(notes) => {
+                println!("{name}: written to {}", case.join(EXPECTED).display());
+                notes.iter().for_each(|note| println!("  {note}"));
+            }
             Outcome::Otherwise(why) => {
                 n_failed += 1;
                 println!("{name}: FAILED\n{why}");
             }
         }
     }
-    println!("{} cases, {n_failed} failed", cases.len());
+    let n_cases = if cases.len() == 1 { "1 case".to_owned() } else { format!("{} cases", cases.len()) };
+    println!("{n_cases}, {n_failed} failed");
     Ok(n_failed == 0)
 }
 
@@ -51,7 +56,8 @@ fn cases(folder: &Path) -> Result<Vec<PathBuf>> {
 
 enum Outcome {
     AsExpected,
-    Written,
+    /// With what should be known of it.
+    Written(Vec<String>),
     Otherwise(String),
 }
 
@@ -81,7 +87,8 @@ fn one(case: &Path, component: &Path, bless: bool, envoy: Option<&Path>) -> Resu
             serde_yaml_ng::to_string(&now)?
         );
         std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
-        return Ok(Outcome::Written);
+        let notes = found.errors.iter().map(|error| format!("it has an error: {error}")).chain(found.notes);
+        return Ok(Outcome::Written(notes.collect()));
     }
     if !file.is_file() {
         bail!("it has no {EXPECTED}; --bless writes one");
@@ -90,12 +97,37 @@ fn one(case: &Path, component: &Path, bless: bool, envoy: Option<&Path>) -> Resu
     if expected == now {
         return Ok(Outcome::AsExpected);
     }
-    let lines =
-        |value: &Value| serde_yaml_ng::to_string(value).map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>());
-    let (wanted, got) = (lines(&expected)?, lines(&now)?);
+    Ok(Outcome::Otherwise(differences(&expected, &now)))
+}
+
+/// What was expected and is not there, and the other way round: a line each, that says which resource it is about.
+fn differences(expected: &Value, now: &Value) -> String {
+    let (wanted, got) = (lines(expected), lines(now));
     let missing = wanted.iter().filter(|line| !got.contains(line)).map(|line| format!("  - {line}\n"));
     let extra = got.iter().filter(|line| !wanted.contains(line)).map(|line| format!("  + {line}\n"));
-    Ok(Outcome::Otherwise(missing.chain(extra).collect()))
+    let text: String = missing.chain(extra).collect();
+    if text.is_empty() { "  the same changes, in another order or form\n".to_owned() } else { text }
+}
+
+/// What a file of expected changes says, a line for each.
+fn lines(document: &Value) -> Vec<String> {
+    let list = |value: &Value, field: &str| value[field].as_array().cloned().unwrap_or_default();
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let mut lines = Vec::new();
+    for proxy in list(document, "proxies") {
+        let of = text(&proxy["proxy"]);
+        for change in list(&proxy, "changes") {
+            let [kind, resource, path, before, after] =
+                ["type", "resource", "path", "before", "after"].map(|field| text(&change[field]));
+            lines.push(format!("{of}: {kind} {resource}: {path}: from {before} to {after}"));
+        }
+        lines.extend(list(&proxy, "said").iter().map(|said| format!("{of}: says {}", text(said))));
+        if list(&proxy, "changes").is_empty() {
+            lines.push(format!("{of}: nothing changes"));
+        }
+    }
+    lines.extend(list(document, "errors").iter().map(|error| format!("error: {}", text(error))));
+    lines
 }
 
 /// A folder with the YAML of a case, without what is about the test.
@@ -114,10 +146,11 @@ fn mesh(case: &Path) -> Result<TempDir> {
 /// What changes, in the form of the file: values as JSON, by proxy, type, resource and path.
 fn changes(found: &Rehearsed) -> Value {
     let mut document = found.json();
-    if found.errors.is_empty()
-        && let Some(fields) = document.as_object_mut()
-    {
-        fields.shift_remove("errors");
+    if let Some(fields) = document.as_object_mut() {
+        fields.shift_remove("notes");
+        if found.errors.is_empty() {
+            fields.shift_remove("errors");
+        }
     }
     document
 }

@@ -14,7 +14,8 @@ use trysail_facts::FactsSnapshot;
 use trysail_facts::inputs::Settings;
 use trysail_model::ids::type_urls;
 use trysail_model::{Object, ObjectRef, Proxy};
-use trysail_plugins::{catalogue, difference};
+use trysail_plugins::catalogue::PluginStatus;
+use trysail_plugins::difference;
 use trysail_sdk::Severity;
 use trysail_stages::{Effect, Engine};
 
@@ -30,8 +31,20 @@ pub struct Rehearsal {
     /// Documents of plugins besides those of the folder.
     documents: Vec<Arc<Object>>,
     proxies: Vec<Proxy>,
-    /// Kept for as long as the component lies in it.
-    _home: Option<TempDir>,
+    shadows: Shadows,
+    /// Are post-conditions judged? Not where only some of the proxies are looked at.
+    is_whole: bool,
+    /// The component that is looked at alone.
+    alone: Option<TempDir>,
+}
+
+/// What becomes of plugins in the mode `shadow`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shadows {
+    /// Nothing of them is sent, as in a control plane.
+    Hidden,
+    /// What they would change is shown.
+    Shown,
 }
 
 /// What a plugin changes of what a proxy gets.
@@ -50,8 +63,10 @@ pub struct Rehearsed {
     pub changes: Vec<(String, Vec<Change>)>,
     /// By proxy, what plugins and the gate have to say that they did not say without the plugins.
     pub said: Vec<(String, Vec<String>)>,
-    /// Plugins that are not in force, or faulted.
+    /// Documents that were refused, plugins that are not in force, that faulted, or whose post-condition failed.
     pub errors: Vec<String>,
+    /// What else should be known of the folder and of the plugins.
+    pub notes: Vec<String>,
 }
 
 /// The control plane's namespace in a rehearsal.
@@ -78,9 +93,14 @@ impl Rehearsal {
     /// # Errors
     /// When a file cannot be read, or the stages do not load.
     pub fn of_component(component: &Path, folder: &Path, on: &On) -> Result<Rehearsal> {
-        let configuration = on.configuration.as_deref().map(super::document).transpose()?;
-        let spec = configuration.map_or_else(|| json!({}), |configuration| json!({ "configuration": configuration }));
-        Rehearsal::with_spec(component, folder, on, spec)
+        Rehearsal::with_spec(component, folder, on, json!({}))
+    }
+
+    /// The same, with what plugins in mode shadow would change.
+    #[must_use]
+    pub fn with_shadows(mut self) -> Self {
+        self.shadows = Shadows::Shown;
+        self
     }
 
     /// One component in a folder of YAML, with a spec that says all but where it is.
@@ -99,7 +119,7 @@ impl Rehearsal {
         fields.insert("component".into(), json!({"file": file, "stateful": stateful}));
         let mut rehearsal = Rehearsal::of_folder(folder, Some(home.path()), on)?;
         rehearsal.documents.push(plugin(&name, spec));
-        rehearsal._home = Some(home);
+        rehearsal.alone = Some(home);
         Ok(rehearsal)
     }
 
@@ -108,41 +128,95 @@ impl Rehearsal {
     /// # Errors
     /// As [`of_component`](Rehearsal::of_component).
     pub fn of_folder(folder: &Path, plugins: Option<&Path>, on: &On) -> Result<Rehearsal> {
-        let config = trysail_discovery::Config::scenario();
+        // As strict as the control plane: what it would refuse is refused here.
+        let config = trysail_discovery::Config {
+            skip: trysail_discovery::Config::scenario().skip,
+            ..trysail_discovery::Config::default()
+        };
         let folder = trysail_discovery::load_folder(folder, &config)
             .with_context(|| format!("cannot read {}", folder.display()))?;
         let options = Options { mode: Mode::Sandboxed, plugins: plugins.map(Path::to_owned), ..Options::default() };
         let loaded = pipeline::load(&options)?;
         let proxies = proxies(&folder, on.pod.as_deref())?;
-        Ok(Rehearsal { options, loaded, folder, documents: Vec::new(), proxies, _home: None })
+        let is_whole = on.pod.is_none();
+        let shadows = Shadows::Hidden;
+        Ok(Rehearsal { options, loaded, folder, documents: Vec::new(), proxies, shadows, is_whole, alone: None })
     }
 
-    /// An engine with the plugins or without them, and what is wrong with plugins.
-    fn engine(&self, with_plugins: bool) -> Result<(Arc<Engine>, Vec<String>)> {
+    /// Is it a plugin of the folder whose component cannot be found, since another is looked at alone?
+    fn is_left_out(&self, object: &Object) -> bool {
+        self.alone.is_some()
+            && &*object.reference.kind == trysail_plugins::document::KIND
+            && object.spec().pointer("/component/file").is_some()
+    }
+
+    /// The objects of the folder, shadows cast or not.
+    fn objects(&self) -> Vec<Arc<Object>> {
+        let objects = self.folder.objects.iter().filter(|object| !self.is_left_out(object)).chain(&self.documents);
+        let shown = |object: &Arc<Object>| match self.shadows {
+            Shadows::Shown if is_shadow(object) => {
+                let mut spec = object.spec().into_owned();
+                spec["mode"] = json!("enforce");
+                Arc::new(Object { body: json!({ "spec": spec }).into(), ..(**object).clone() })
+            }
+            _ => object.clone(),
+        };
+        objects.map(shown).collect()
+    }
+
+    /// What should be known before anything is looked at.
+    fn notes(&self) -> Vec<String> {
+        let status = &self.folder.status;
+        let mut notes: Vec<String> = status.warnings.iter().map(|warning| format!("warning: {warning}")).collect();
+        notes.extend(status.unknown_kinds.iter().map(|kind| format!("warning: skipped: unknown kind {kind}")));
+        for object in &self.folder.objects {
+            if self.is_left_out(object) {
+                notes.push(format!(
+                    "note: {} of the folder is left out, as one component is looked at; `trysail plugin diff` looks at all",
+                    object.reference
+                ));
+            }
+        }
+        if self.shadows == Shadows::Shown {
+            let shadows = self.folder.objects.iter().chain(&self.documents).filter(|object| is_shadow(object));
+            notes.extend(shadows.map(|object| {
+                format!(
+                    "note: {} is in mode shadow: what it would change is shown, nothing of it is sent",
+                    object.reference
+                )
+            }));
+        }
+        notes
+    }
+
+    /// An engine with the plugins or without them.
+    fn engine(&self, with_plugins: bool) -> Result<Prepared> {
         self.engine_with(with_plugins, &[])
     }
 
     /// The same, with these variables set.
-    fn engine_with(&self, with_plugins: bool, variables: &[(&str, &str)]) -> Result<(Arc<Engine>, Vec<String>)> {
+    fn engine_with(&self, with_plugins: bool, variables: &[(&str, &str)]) -> Result<Prepared> {
         let mut inputs = render::inputs(&self.folder);
         inputs.environment.extend(variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         let snapshot = Arc::new(FactsSnapshot::new(inputs));
         let engine = pipeline::engine(&self.options, self.loaded.stages.clone(), snapshot);
-        let mut errors = Vec::new();
+        let (mut errors, mut plugins) = (Vec::new(), Vec::new());
         if with_plugins {
             let catalogue = pipeline::catalogue(&self.loaded, &self.options, &root_namespace());
             let mut catalogue = catalogue.context("plugins need the sandbox")?;
-            let objects = self.folder.objects.iter().chain(&self.documents);
-            catalogue.apply(objects.map(|object| (&object.reference, Some(object))));
+            let objects = self.objects();
+            catalogue.apply(objects.iter().map(|object| (&object.reference, Some(object))));
             catalogue.refresh(&engine);
             let status = catalogue.status();
-            if status.is_empty() {
+            if status.is_empty() && self.folder.status.rejections.is_empty() {
                 bail!("there is no plugin: no document of the kind Plugin, and no component in the folder of plugins");
             }
-            let wrong = |status: catalogue::PluginStatus| Some(format!("plugin {}: {}", status.name, status.error?));
-            errors.extend(status.into_iter().filter_map(wrong));
+            errors.extend(self.folder.status.rejections.iter().map(|rejection| format!("refused: {rejection}")));
+            let wrong = |status: &PluginStatus| Some(format!("plugin {}: {}", status.name, status.error.as_ref()?));
+            errors.extend(status.iter().filter_map(wrong));
+            plugins = status;
         }
-        Ok((engine, errors))
+        Ok(Prepared { engine, errors, plugins })
     }
 
     /// The engine with the plugins, for who looks closer.
@@ -150,7 +224,7 @@ impl Rehearsal {
     /// # Errors
     /// When a plugin does not load.
     pub fn prepared(&self) -> Result<(Arc<Engine>, &[Proxy])> {
-        let (engine, errors) = self.engine(true)?;
+        let Prepared { engine, errors, .. } = self.engine(true)?;
         match errors.first() {
             None => Ok((engine, &self.proxies)),
             Some(error) => bail!("{error}"),
@@ -162,7 +236,7 @@ impl Rehearsal {
     /// # Errors
     /// None at present; as the other.
     pub fn plain(&self) -> Result<Arc<Engine>> {
-        Ok(self.engine(false)?.0)
+        Ok(self.engine(false)?.engine)
     }
 
     /// The proxies that it is rehearsed for.
@@ -175,7 +249,7 @@ impl Rehearsal {
     /// # Errors
     /// When a resource cannot be printed.
     pub fn sent(&self) -> Result<BTreeMap<(String, String), BTreeMap<String, Value>>> {
-        let (engine, _) = self.served()?;
+        let engine = self.served()?.engine;
         let mut sent = BTreeMap::new();
         for proxy in &self.proxies {
             for (kind, items) in made(&engine, proxy)?.items {
@@ -186,7 +260,7 @@ impl Rehearsal {
     }
 
     /// An engine with the plugins if there are any, and what is wrong with them.
-    fn served(&self) -> Result<(Arc<Engine>, Vec<String>)> {
+    fn served(&self) -> Result<Prepared> {
         self.engine(true).or_else(|_| self.engine(false))
     }
 
@@ -201,8 +275,10 @@ impl Rehearsal {
     /// # Errors
     /// When there is no plugin at all.
     pub fn run(&self) -> Result<Rehearsed> {
-        let ((plain, _), (with, errors)) = (self.engine(false)?, self.engine(true)?);
-        self.compare(&plain, &with, errors)
+        let (plain, with) = (self.plain()?, self.engine(true)?);
+        let mut found = self.compare(&plain, &with)?;
+        self.judge(&with, &mut found);
+        Ok(found)
     }
 
     /// What differs for each proxy from what another folder of the same proxies leads to.
@@ -210,12 +286,12 @@ impl Rehearsal {
     /// # Errors
     /// When a resource cannot be printed.
     pub(super) fn instead_of(&self, other: &Rehearsal) -> Result<Rehearsed> {
-        let ((before, _), (after, errors)) = (other.served()?, self.served()?);
-        self.compare(&before, &after, errors)
+        self.compare(&other.served()?.engine, &self.served()?)
     }
 
-    fn compare(&self, before: &Arc<Engine>, after: &Arc<Engine>, errors: Vec<String>) -> Result<Rehearsed> {
-        let mut found = Rehearsed { errors, ..Rehearsed::default() };
+    fn compare(&self, before: &Arc<Engine>, after: &Prepared) -> Result<Rehearsed> {
+        let Prepared { engine: after, errors, .. } = after;
+        let mut found = Rehearsed { errors: errors.clone(), notes: self.notes(), ..Rehearsed::default() };
         for proxy in &self.proxies {
             let (before, after) = (made(before, proxy)?, made(after, proxy)?);
             let mut changes = Vec::new();
@@ -228,6 +304,7 @@ impl Rehearsal {
             }
             let name = proxy.id.to_string();
             let said: Vec<String> = after.said.into_iter().filter(|line| !before.said.contains(line)).collect();
+            found.errors.extend(said.iter().filter_map(|line| skipped(line)));
             found.errors.extend(after.faults.into_iter().filter(|fault| !before.faults.contains(fault)));
             found.changes.push((name.clone(), changes));
             found.said.push((name, said));
@@ -235,6 +312,30 @@ impl Rehearsal {
         found.errors.sort();
         found.errors.dedup();
         Ok(found)
+    }
+
+    /// Says of plugins that changed nothing why that may be, and of post-conditions that they fail.
+    fn judge(&self, with: &Prepared, found: &mut Rehearsed) {
+        let Prepared { engine, plugins, .. } = with;
+        let effects = engine.plugin_effects();
+        for plugin in plugins.iter().filter(|plugin| plugin.digest.is_some()) {
+            let (name, points) = (&plugin.name, plugin.points.join(", "));
+            let of = effects.get(name).cloned().unwrap_or_default();
+            let wanted = plugin.post_conditions.changes_at_least;
+            let did = match of.fragments {
+                0 if plugin.points.is_empty() => "no hook point is named in its configuration".to_owned(),
+                0 => format!("it was not called: nothing at {points} is within its scope here"),
+                asked => {
+                    format!("it changed {} of the {asked} fragments at {points} that it was asked about", of.changed)
+                }
+            };
+            if of.changed < wanted && self.is_whole {
+                let error = format!("plugin {name}: spec.postConditions.changesAtLeast is {wanted}, but {did}");
+                found.errors.push(error);
+            } else if of.changed == 0 {
+                found.notes.push(format!("note: plugin {name} has no effect: {did}"));
+            }
+        }
     }
 
     /// What Envoy has to say of what each proxy would be sent with the plugins: its words, where it refuses something.
@@ -245,7 +346,7 @@ impl Rehearsal {
     /// # Errors
     /// When Envoy does not run.
     pub fn validate(&self, envoy: &Path) -> Result<Vec<(String, String)>> {
-        let (engine, _) = self.engine_with(true, &STOCK)?;
+        let engine = self.engine_with(true, &STOCK)?.engine;
         let mut refused = Vec::new();
         for proxy in &self.proxies {
             let made = made(&engine, proxy)?;
@@ -278,6 +379,24 @@ impl Rehearsal {
     }
 }
 
+/// An engine, and what is wrong with its plugins.
+struct Prepared {
+    engine: Arc<Engine>,
+    errors: Vec<String>,
+    plugins: Vec<PluginStatus>,
+}
+
+/// The fault in a diagnostic about a plugin that was skipped, in the words that faults have.
+fn skipped(line: &str) -> Option<String> {
+    let (plugin, what) = line.strip_prefix("Error ")?.split_once(": skipped at ")?;
+    plugin.starts_with("plugin ").then(|| format!("{plugin} at {what}"))
+}
+
+fn is_shadow(object: &Object) -> bool {
+    &*object.reference.kind == trysail_plugins::document::KIND
+        && object.spec().get("mode").and_then(Value::as_str) == Some("shadow")
+}
+
 /// The switches by which istiod leaves its own filters out.
 const STOCK: [(&str, &str); 2] = [("PILOT_ENABLE_METADATA_EXCHANGE", "false"), ("PILOT_ENABLE_ALPN_FILTER", "false")];
 /// The clusters that the bootstrap of a sidecar has for its agent.
@@ -303,7 +422,15 @@ fn proxies(folder: &trysail_discovery::Folder, pod: Option<&str>) -> Result<Vec<
     let found: Vec<Proxy> = pods.filter(wanted).filter_map(|object| explain::proxy_of(object).ok()).collect();
     match (found.is_empty(), pod) {
         (false, _) => Ok(found),
-        (true, Some(pod)) => bail!("there is no Pod {pod} in the folder"),
+        (true, Some(pod)) => {
+            let names = folder.objects.iter().filter(|object| &*object.reference.kind == "Pod");
+            let names: Vec<String> =
+                names.map(|pod| format!("{}/{}", pod.reference.namespace, pod.reference.name)).collect();
+            bail!(
+                "there is no Pod {pod} with an address in the folder (NAMESPACE/NAME); there are {}",
+                names.join(", ")
+            )
+        }
         (true, None) => bail!("the folder has no pods and no proxies.yaml, so nobody would be sent anything"),
     }
 }
@@ -333,18 +460,24 @@ fn made(engine: &Arc<Engine>, proxy: &Proxy) -> Result<Made> {
 }
 
 impl Rehearsed {
-    /// For people: proxies, then their changes.
+    /// For people: proxies, then their changes. Those of a proxy that are another's as well are told once.
     pub fn text(&self) -> String {
         let mut text = String::new();
-        for (proxy, changes) in &self.changes {
-            // Writing to a String cannot fail.
+        // Writing to a String cannot fail.
+        for (number, (proxy, changes)) in self.changes.iter().enumerate() {
             let n_changes = match changes.len() {
                 0 => "nothing changes".to_owned(),
                 1 => "1 change".to_owned(),
                 many => format!("{many} changes"),
             };
-            let _ = writeln!(text, "{proxy}: {n_changes}");
-            for Change { kind, effect: Effect { item, path, before, after } } in changes {
+            let same = self.changes[..number].iter().find(|(_, others)| !changes.is_empty() && others == changes);
+            let _ = match same {
+                Some((other, _)) => writeln!(text, "{proxy}: {n_changes}, the same as {other}"),
+                None => writeln!(text, "{proxy}: {n_changes}"),
+            };
+            for Change { kind, effect: Effect { item, path, before, after } } in
+                changes.iter().filter(|_| same.is_none())
+            {
                 let path = if path.is_empty() { "(all of it)" } else { path };
                 let _ = writeln!(text, "  {kind} {item}: {path}");
                 for (sign, value) in [('-', before), ('+', after)] {
@@ -352,8 +485,11 @@ impl Rehearsed {
                 }
             }
             let said = self.said.iter().filter(|(of, _)| of == proxy).flat_map(|(_, said)| said);
+            // Faults come below, once for all proxies.
+            let said = said.filter(|line| skipped(line).is_none());
             said.for_each(|line| text.push_str(&format!("  {line}\n")));
         }
+        self.notes.iter().for_each(|note| text.push_str(&format!("{note}\n")));
         self.errors.iter().for_each(|error| text.push_str(&format!("error: {error}\n")));
         text
     }
@@ -364,6 +500,6 @@ impl Rehearsed {
         let proxies = self.changes.iter().zip(&self.said).map(|((proxy, changes), (_, said))| {
             json!({"proxy": proxy, "changes": changes.iter().map(change).collect::<Vec<_>>(), "said": said})
         });
-        json!({"proxies": proxies.collect::<Vec<_>>(), "errors": self.errors})
+        json!({"proxies": proxies.collect::<Vec<_>>(), "errors": self.errors, "notes": self.notes})
     }
 }

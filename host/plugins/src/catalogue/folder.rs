@@ -87,6 +87,11 @@ impl Folder {
         self.files.iter().map(|(name, (file, ..))| (name.clone(), file.clone(), self.settings(name)))
     }
 
+    /// Are there settings of a plugin?
+    pub(super) fn has_settings(&self, name: &str) -> bool {
+        self.files.get(name).is_some_and(|(.., settings)| settings.is_some())
+    }
+
     fn settings(&self, name: &str) -> Result<Settings, String> {
         let beside = self.path.join(format!("{name}.json"));
         match std::fs::read(&beside) {
@@ -99,7 +104,11 @@ impl Folder {
     /// The bytes of a file.
     pub(super) fn read(&self, file: &str) -> Result<Vec<u8>, String> {
         let path = self.path.join(file);
-        std::fs::read(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))
+        std::fs::read(&path).map_err(|error| {
+            let files: Vec<&str> = self.files.values().map(|(file, ..)| file.as_str()).collect();
+            let there_are = if files.is_empty() { "no component".to_owned() } else { files.join(", ") };
+            format!("spec.component.file: cannot read {}: {error}; in the folder there are {there_are}", path.display())
+        })
     }
 }
 
