@@ -22,6 +22,7 @@ use trysail_proto::envoy::extensions::filters::network::http_connection_manager:
 };
 use trysail_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use trysail_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use trysail_proto::google::rpc::Status as RpcStatus;
 use trysail_proto::prost::Message as _;
 use trysail_proto::prost_types::{ListValue, Struct, Value as WireValue, value::Kind};
 
@@ -56,6 +57,8 @@ pub struct Proxy {
     pub config: Config,
     names: BTreeMap<&'static str, BTreeSet<String>>,
     stream: Option<Stream>,
+    /// A type of which it takes nothing, and what it says to that.
+    refuses: Option<(&'static str, String)>,
 }
 
 struct Stream {
@@ -107,7 +110,7 @@ impl Proxy {
         };
         let id = format!("sidecar~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local");
         let node = Node { id, metadata: Some(metadata), ..Node::default() };
-        Proxy { node, config: Config::new(), names: BTreeMap::new(), stream: None }
+        Proxy { node, config: Config::new(), names: BTreeMap::new(), stream: None, refuses: None }
     }
 
     /// Connects over plaintext and asks for everything, with the versions that it knows.
@@ -157,6 +160,11 @@ impl Proxy {
     /// Leaves, and keeps what it has.
     pub fn disconnect(&mut self) {
         self.stream = None;
+    }
+
+    /// From now on it takes nothing of a type, and says why; with `None` it takes everything.
+    pub fn refuse(&mut self, refuses: Option<(&'static str, &str)>) {
+        self.refuses = refuses.map(|(kind, words)| (kind, words.to_owned()));
     }
 
     /// Is the stream open still? Unset after an error of it.
@@ -212,6 +220,12 @@ impl Proxy {
     async fn take(&mut self, response: DeltaDiscoveryResponse, received: &mut Received) -> Result<()> {
         received.n_responses += 1;
         let kind = response.type_url.clone();
+        if let (Some((_, words)), Some(stream)) = (self.refuses.as_ref().filter(|(of, _)| *of == kind), &self.stream) {
+            let error_detail = Some(RpcStatus { code: 13, message: words.clone(), details: Vec::new() });
+            let (type_url, response_nonce) = (kind, response.nonce);
+            let nack = DeltaDiscoveryRequest { type_url, response_nonce, error_detail, ..Default::default() };
+            return stream.requests_tx.send(nack).await.context("the stream is gone");
+        }
         let of_kind = self.config.entry(kind.clone()).or_default();
         let named = matches!(kind.as_str(), ENDPOINT | ROUTE);
         for resource in response.resources {

@@ -34,13 +34,22 @@ impl Drop for Replica {
 const PATIENCE: Duration = Duration::from_secs(90);
 
 impl Replica {
-    /// Starts a replica; it answers for its health, and need not be ready.
+    /// Starts a replica whose stages are native code; it answers for its health, and need not be ready.
     ///
     /// # Errors
     /// When it ends at once.
     pub fn start(binary: &Path, args: &[&str], environment: &[(&str, &str)]) -> Result<Replica> {
+        let all: Vec<&str> = ["--native"].iter().chain(args).copied().collect();
+        Replica::sandboxed(binary, &all, environment)
+    }
+
+    /// Starts a replica that can have plugins: its stages are sandboxed components.
+    ///
+    /// # Errors
+    /// When it ends at once.
+    pub fn sandboxed(binary: &Path, args: &[&str], environment: &[(&str, &str)]) -> Result<Replica> {
         let mut command = Command::new(binary);
-        command.args(["discovery", "--native"]).args(args);
+        command.arg("discovery").args(args);
         for flag in ["--grpcAddr", "--httpAddr", "--monitoringAddr", "--secureGRPCAddr"] {
             if !args.iter().any(|arg| arg.starts_with(flag)) {
                 command.args([flag, "127.0.0.1:0"]);

@@ -49,6 +49,9 @@ pub enum Command {
         /// Folder of plugins (NAME.wasm).
         #[arg(long, value_name = "DIR")]
         plugins: Option<PathBuf>,
+        /// Images of plugins.
+        #[command(flatten)]
+        images: trysail::images::Flags,
         /// With --all: only scenarios whose path contains this text.
         #[arg(long, default_value = "")]
         only: String,
@@ -77,7 +80,7 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
     },
-    /// For those who write plugins: new, build, test, run, diff, inspect, bench.
+    /// For those who write plugins: new, build, test, run, diff, inspect, bench, push.
     #[command(subcommand)]
     Plugin(trysail::plugin::Command),
     /// Holds the signing key; started by discovery, which talks to it over standard input.
@@ -121,6 +124,9 @@ pub struct DiscoveryFlags {
     /// Folder of plugins (NAME.wasm), watched.
     #[arg(long = "plugins", value_name = "DIR", env = "TRYSAIL_PLUGINS")]
     pub plugins: Option<PathBuf>,
+    /// Images of plugins.
+    #[command(flatten)]
+    pub images: trysail::images::Flags,
     /// Plaintext xDS.
     #[arg(long = "grpcAddr", default_value = ":15010")]
     pub grpc_addr: String,

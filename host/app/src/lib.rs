@@ -10,6 +10,7 @@ pub mod explain;
 mod external;
 pub mod health;
 mod http;
+pub mod images;
 pub mod logging;
 pub mod metrics;
 pub mod nowhere;

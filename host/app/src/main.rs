@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
 use cli::{Cli, Command, DiscoveryFlags, ExplainFlags, Format};
+use trysail::images::Waiting;
 use trysail::omission::PROTECTIVE;
 use trysail::pipeline::{self, Mode, Options};
 use trysail::source::Place;
@@ -19,6 +20,7 @@ use trysail::{env, explain, logging, plugin, render, security, server, version};
 use trysail_ca::tls::ServingFiles;
 use trysail_facts::FactsSnapshot;
 use trysail_kube::Connection;
+use trysail_model::Images;
 
 fn main() -> ExitCode {
     let (args, unknown) = cli::tolerate(std::env::args_os());
@@ -46,9 +48,17 @@ fn run(command: Command, unknown: &[String]) -> Result<ExitCode> {
     }
     match command {
         Command::Discovery(flags) => discovery(*flags, unknown)?,
-        Command::Render { folder, all, out, proxies, native, plugins, only, show_secrets, output } => {
-            let options =
-                Options { mode: mode(native), hold_back: false, audit_share: 0.0, plugins, ..Options::default() };
+        Command::Render { folder, all, out, proxies, native, plugins, images, only, show_secrets, output } => {
+            let images = Waiting::new(&images, &trysail_facts::Settings::default().system_namespace)?;
+            let images: Option<Arc<dyn Images>> = Some(Arc::new(images));
+            let options = Options {
+                mode: mode(native),
+                hold_back: false,
+                audit_share: 0.0,
+                plugins,
+                images,
+                ..Options::default()
+            };
             match (folder, all) {
                 (Some(folder), None) => render_one(&options, &folder, proxies.as_deref(), &out, show_secrets, output)?,
                 (None, Some(root)) => render_all(&options, &root, &only, &out, show_secrets, output)?,
@@ -154,6 +164,7 @@ fn discovery(flags: DiscoveryFlags, unknown: &[String]) -> Result<()> {
         mesh_config: flags.mesh_config,
         networks_config: flags.networks_config,
         plugins: flags.plugins,
+        images: flags.images,
         grpc_addr: flags.grpc_addr,
         http_addr: flags.http_addr,
         monitoring_addr: flags.monitoring_addr,

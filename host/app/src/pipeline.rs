@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use trysail_codec::gate::{self, Target};
 use trysail_model::ids::type_urls;
-use trysail_model::{QueryDecl, Snapshot};
+use trysail_model::{Images, QueryDecl, Snapshot};
 use trysail_plugins::catalogue::{Catalogue, Sources};
 use trysail_stages::component::Runtime;
 #[cfg(feature = "components")]
@@ -58,6 +58,8 @@ pub struct Options {
     pub cache: Option<PathBuf>,
     /// Folder of plugins, if any.
     pub plugins: Option<PathBuf>,
+    /// Images of plugins, if any are to be fetched.
+    pub images: Option<Arc<dyn Images>>,
     /// Called with each call that a guest ran.
     pub on_run: Option<Arc<OnRun>>,
     /// Called when a slow call came to its end.
@@ -73,8 +75,9 @@ impl Default for Options {
             audit_share: 0.001,
             hold_back: true,
             gate: true,
-            cache: cache_folder(),
+            cache: cache_folder().map(|folder| folder.join("components")),
             plugins: None,
+            images: None,
             on_run: None,
             on_settled: None,
         }
@@ -111,14 +114,15 @@ pub fn budget(environment: &dyn Environment) -> Budget {
     Budget { share: (share > 0.0).then_some(share), kept, ..Budget::default() }
 }
 
-/// The user's folder for compiled components: `$TRYSAIL_CACHE`, else below `$XDG_CACHE_HOME` or `~/.cache`.
+/// The user's folder for compiled components and images of plugins: `$TRYSAIL_CACHE`, else below `$XDG_CACHE_HOME` or `~/.cache`.
+/// Each has a folder of its own in it, which it keeps clear of what it does not know.
 pub fn cache_folder() -> Option<PathBuf> {
     if let Some(folder) = std::env::var_os("TRYSAIL_CACHE") {
         return Some(folder.into());
     }
     let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let base = base.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
-    Some(base.join("trysail/components"))
+    Some(base.join("trysail"))
 }
 
 /// The roots of the types that stages make.
@@ -257,7 +261,7 @@ pub fn catalogue(loaded: &Loaded, options: &Options, root_namespace: &str) -> Op
         runtime: loaded.runtime.clone()?,
         folder: options.plugins.clone(),
         builtins,
-        images: None,
+        images: options.images.clone(),
         documents: trysail_facts::documents::message_of,
         root_namespace: root_namespace.to_owned(),
     }))

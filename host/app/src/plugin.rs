@@ -5,6 +5,7 @@
 //!                                          run, diff: a folder      (what would change for which proxy)
 //!                                          inspect                  (line, hooks, questions, limits, size)
 //!                                          bench                    (cost of a fragment, and of a mesh)
+//!                                          push ──▶ a registry ──▶ the image by digest, for a document
 //!
 //! EnvoyFilters ──import──▶ plugins without code
 //! ```
@@ -23,6 +24,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
+
+use crate::images;
 
 pub use build::component as encode;
 pub use rehearsal::{Change, Rehearsal, Rehearsed};
@@ -109,11 +112,24 @@ pub enum Command {
     },
     /// Shows a component: line of interfaces, hooks, what it can ask, schema of its configuration, size, digest.
     Inspect {
-        /// The component.
-        component: PathBuf,
+        /// The component: a file, or an image by digest.
+        component: String,
         /// As JSON.
         #[arg(long)]
         json: bool,
+        /// Where images are.
+        #[command(flatten)]
+        images: images::Flags,
+    },
+    /// Puts a component into a registry, and says what to write into a document. Credentials are docker's (DOCKER_CONFIG).
+    Push {
+        /// The component.
+        component: PathBuf,
+        /// The image, `registry.example/name[:tag]`.
+        image: String,
+        /// Where images are.
+        #[command(flatten)]
+        images: images::Flags,
     },
     /// Measures what a component costs: each hook's fragments, and a mesh of services.
     Bench {
@@ -140,6 +156,9 @@ pub struct On {
     /// As JSON.
     #[arg(long)]
     pub json: bool,
+    /// Where images are.
+    #[command(flatten)]
+    pub images: images::Flags,
 }
 
 /// What a component is told that no document speaks of.
@@ -190,7 +209,11 @@ pub fn run(command: Command) -> Result<bool> {
         Command::Import { file, out, check, root_namespace } => {
             import::import(&file, out.as_deref(), check.as_deref(), &root_namespace)
         }
-        Command::Inspect { component, json } => inspect::inspect(&component, json).map(|()| true),
+        Command::Inspect { component, json, images } => {
+            let bytes = images::component(&component, &images)?;
+            inspect::inspect(&component, &bytes, json).map(|()| true)
+        }
+        Command::Push { component, image, images } => inspect::push(&component, &image, &images).map(|()| true),
         Command::Bench { component, services, told } => bench::bench(&component, services, told.spec()?).map(|()| true),
     }
 }

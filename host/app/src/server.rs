@@ -28,13 +28,14 @@ use trysail_stages::metrics::EngineCollector;
 use trysail_stages::{Engine, EngineTranslator};
 use trysail_xds::{PushInfo, Server, debounce};
 
-use self::commit::{Committed, Committer, Event, poll, report_omissions};
+use self::commit::{Committed, Committer, Event, Wake, poll, report_omissions};
 use self::files::Files;
 use crate::balance::Balance;
 use crate::duties::{Duties, Subject};
 use crate::env::{Environment, duration_of};
 use crate::external::{ClusterPods, ClusterSigner};
 use crate::health::Health;
+use crate::images;
 use crate::metrics;
 use crate::omission::{Guard, Omissions};
 use crate::pages::{self, Access, Pages, Port};
@@ -42,6 +43,7 @@ use crate::pipeline::{self, Mode, Options};
 use crate::reviews::{Reviewed, Tokens};
 use crate::security::{self, InCluster};
 use crate::source::{self, Place, SOURCE, Source};
+use crate::statuses;
 use crate::terminal::Terminal;
 use crate::trust::{Combined, Followed};
 
@@ -56,6 +58,8 @@ pub struct Config {
     pub networks_config: PathBuf,
     /// Folder of plugins, if any.
     pub plugins: Option<PathBuf>,
+    /// How images of plugins are got.
+    pub images: images::Flags,
     /// Plaintext xDS.
     pub grpc_addr: String,
     /// xDS over TLS.
@@ -238,10 +242,17 @@ pub async fn run(
     };
     let began = Instant::now();
     let settled = events_tx.clone();
+    let (wake, woken_rx) = Wake::new();
+    let images = {
+        let wake = wake.clone();
+        let root_namespace = &config.settings.system_namespace;
+        images::store(&config.images, environment, root_namespace, &registry, move || wake.images())?
+    };
     let options = Options {
         mode: config.mode,
         plugins: config.plugins.clone(),
         budget: pipeline::budget(environment),
+        images: Some(images),
         on_run: Some({
             let terminal = terminal.clone();
             Arc::new(move |call| terminal.ran(call))
@@ -375,6 +386,8 @@ pub async fn run(
         files: Mutex::new(files),
         config: config.clone(),
         plugins: plugins.clone(),
+        plugin_changes: Mutex::default(),
+        wake,
         report: report.clone(),
         metrics: commits,
         terminal: terminal.clone(),
@@ -393,7 +406,7 @@ pub async fn run(
             }
         }
     })]);
-    poll(&committer, events_tx)?;
+    poll(&committer, events_tx, woken_rx)?;
 
     let grpc = grpc.listen(BACKLOG).context(LISTEN)?;
     let secure = match secure {
@@ -402,7 +415,10 @@ pub async fn run(
     };
     let (statuses_tx, statuses_rx) = tokio::sync::watch::channel(Arc::default());
     let _telling = Aborted(match &client {
-        Some(_) => vec![tokio::spawn(crate::statuses::watch(report, engine.clone(), statuses_tx))],
+        Some(_) => {
+            let looking = statuses::Looking { report, engine: engine.clone(), streams: streams.clone() };
+            vec![tokio::spawn(statuses::watch(looking, statuses_tx))]
+        }
         None => Vec::new(),
     });
     let duties = match (client.clone(), &secure) {

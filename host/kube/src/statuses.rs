@@ -28,8 +28,8 @@ const RETRY: Duration = Duration::from_secs(2);
 pub struct Status {
     /// Fields.
     pub fields: Map<String, Value>,
-    /// A condition.
-    pub condition: Option<Condition>,
+    /// Conditions.
+    pub conditions: Vec<Condition>,
 }
 
 /// A condition of an object, as Kubernetes has them.
@@ -91,11 +91,9 @@ impl Writer {
         let mut all_written = true;
         let gone: Vec<ObjectRef> = written.keys().filter(|object| !wanted.contains_key(*object)).cloned().collect();
         for object in gone {
-            let old = written.get(&object).and_then(|status| status.condition.clone());
-            let is_written = match old {
-                Some(condition) => self.write(&object, &Status::default(), Some(condition.kind)).await,
-                None => true,
-            };
+            let old = written.get(&object).map(|status| status.conditions.as_slice()).unwrap_or_default();
+            let removed: Vec<&str> = old.iter().map(|condition| condition.kind).collect();
+            let is_written = removed.is_empty() || self.write(&object, &Status::default(), &removed).await;
             if is_written {
                 written.remove(&object);
             }
@@ -108,7 +106,7 @@ impl Writer {
             if written.get(object) == Some(status) {
                 continue;
             }
-            if self.write(object, status, None).await {
+            if self.write(object, status, &[]).await {
                 written.insert(object.clone(), status.clone());
             } else {
                 all_written = false;
@@ -117,8 +115,8 @@ impl Writer {
         all_written
     }
 
-    /// Writes one status; `removed` is the type of a condition that goes. False when it could not be.
-    async fn write(&self, object: &ObjectRef, status: &Status, removed: Option<&str>) -> bool {
+    /// Writes one status; `removed` are types of conditions that go. False when it could not be.
+    async fn write(&self, object: &ObjectRef, status: &Status, removed: &[&str]) -> bool {
         let Some(kind) = kinds::named(&object.kind) else { return true };
         let Some(version) = kind.versions.first() else { return true };
         let resource = Watched::new(kind).resource(version);
@@ -155,15 +153,13 @@ fn timestamp() -> String {
 }
 
 /// A status with ours in it. The time of a condition moves when it comes to hold or ceases to, and then alone.
-fn merged(before: &Value, status: &Status, removed: Option<&str>, generation: Option<i64>, now: &str) -> Value {
+fn merged(before: &Value, status: &Status, removed: &[&str], generation: Option<i64>, now: &str) -> Value {
     let mut fields = before.as_object().cloned().unwrap_or_default();
     fields.extend(status.fields.clone());
     let mut conditions = fields.get("conditions").and_then(Value::as_array).cloned().unwrap_or_default();
     let is = |condition: &Value, kind: &str| condition.get("type").is_some_and(|is| is == kind);
-    if let Some(kind) = removed {
-        conditions.retain(|condition| !is(condition, kind));
-    }
-    if let Some(Condition { kind, holds, reason, message }) = &status.condition {
+    conditions.retain(|condition| !removed.iter().any(|kind| is(condition, kind)));
+    for Condition { kind, holds, reason, message } in &status.conditions {
         let holds = if *holds { "True" } else { "False" };
         let old = conditions.iter().position(|condition| is(condition, kind));
         let since = old.map(|at| &conditions[at]).filter(|old| old["status"] == holds);
@@ -190,31 +186,31 @@ mod tests {
 
     fn status(holds: bool) -> Status {
         let condition = Condition { kind: "trysail.io/Translated", holds, reason: "R", message: "m".into() };
-        Status { fields: Map::new(), condition: Some(condition) }
+        Status { fields: Map::new(), conditions: vec![condition] }
     }
 
     #[test]
     fn a_condition_stands_beside_those_of_others() {
         let theirs = json!({"type": "Ready", "status": "True"});
         let before = json!({"conditions": [theirs], "addresses": ["1.1.1.1"]});
-        let now = merged(&before, &status(false), None, Some(3), "t1");
+        let now = merged(&before, &status(false), &[], Some(3), "t1");
         assert_eq!((&now["addresses"], &now["conditions"][0]), (&before["addresses"], &theirs));
         let ours = &now["conditions"][1];
         assert_eq!((&ours["type"], &ours["status"]), (&json!("trysail.io/Translated"), &json!("False")));
         assert_eq!(ours["lastTransitionTime"], "t1");
-        assert_eq!(merged(&now, &status(false), None, Some(3), "t2"), now, "nothing moved, nor does the time");
-        assert_eq!(merged(&now, &status(true), None, Some(3), "t2")["conditions"][1]["lastTransitionTime"], "t2");
-        let without = merged(&now, &Status::default(), Some("trysail.io/Translated"), Some(3), "t2");
+        assert_eq!(merged(&now, &status(false), &[], Some(3), "t2"), now, "nothing moved, nor does the time");
+        assert_eq!(merged(&now, &status(true), &[], Some(3), "t2")["conditions"][1]["lastTransitionTime"], "t2");
+        let without = merged(&now, &Status::default(), &["trysail.io/Translated"], Some(3), "t2");
         assert_eq!(without["conditions"], json!([theirs]));
     }
 
     #[test]
     fn fields_are_ours_alone() {
         let fields = json!({"state": "effective"}).as_object().unwrap().clone();
-        let status = Status { fields, condition: None };
-        assert_eq!(merged(&Value::Null, &status, None, None, "t"), json!({"state": "effective"}));
+        let status = Status { fields, conditions: Vec::new() };
+        assert_eq!(merged(&Value::Null, &status, &[], None, "t"), json!({"state": "effective"}));
         assert_eq!(
-            merged(&json!({"state": "x", "y": 1}), &status, None, None, "t"),
+            merged(&json!({"state": "x", "y": 1}), &status, &[], None, "t"),
             json!({"state": "effective", "y": 1})
         );
     }

@@ -7,25 +7,29 @@
 //!                                           └─ image by digest
 //! ```
 
+mod absent;
 mod folder;
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
-use trysail_model::{Fingerprint, Object, ObjectRef};
+use trysail_model::images::PULL_SECRET;
+use trysail_model::{Fingerprint, ImageError, ImageRequest, Images, Object, ObjectRef, with_causes};
 use trysail_stages::component::Runtime;
 use trysail_stages::engine::{Advance, HookTable};
 use trysail_stages::guest::Guest;
 use trysail_stages::{Engine, Hooked};
 
-use crate::document::{Component, KIND, Mode, PostConditions, Spec};
+use crate::document::{Component, KIND, Mode, Policy, PostConditions, Spec};
 use crate::hooks::{self, SLOTS};
 use crate::terms::{DocumentMessage, Terms};
 use crate::{configuration, document};
+use absent::Absent;
 use folder::{Folder, Settings};
 
 /// Plugins of one namespace that is not the control plane's: each is looked at for every fragment of every proxy.
@@ -35,12 +39,6 @@ const MAX_ERROR: usize = 2000;
 
 /// Label of ConfigMaps that hold components.
 pub const LABEL: &str = "trysail.io/plugin";
-
-/// Gets images of components from registries.
-pub trait Images: Send + Sync {
-    /// The component in an image: at once if it is at hand; `None` while it is on its way.
-    fn get(&self, image: &str) -> Option<Result<Arc<[u8]>, String>>;
-}
 
 /// What plugins are made of.
 pub struct Sources {
@@ -73,6 +71,7 @@ struct Compiled {
 }
 
 /// A plugin in force: the last that was in order.
+#[derive(Clone)]
 struct InForce {
     code: Code,
     spec: Spec,
@@ -83,6 +82,8 @@ struct Entry {
     /// The document, if there is one.
     object: Option<ObjectRef>,
     in_force: Option<InForce>,
+    /// What would be in force if its code were there, for one that is not to be left out for want of it.
+    held: Option<Spec>,
     error: Option<String>,
     is_pending: bool,
 }
@@ -107,6 +108,8 @@ pub struct PluginStatus {
     pub object: Option<ObjectRef>,
     /// Digest of the code in force; none when no version ever loaded.
     pub digest: Option<String>,
+    /// The image that it came in, if it did.
+    pub image: Option<String>,
     /// Its hook points.
     pub points: Vec<String>,
     /// Is what it does sent?
@@ -117,15 +120,18 @@ pub struct PluginStatus {
     pub post_conditions: PostConditions,
     /// Its code is on its way.
     pub is_pending: bool,
+    /// No version of it is in force, and what it would work on is held until one is.
+    pub is_held: bool,
     /// Why its newest version is not in force.
     pub error: Option<String>,
 }
 
-/// Is it a document of a plugin, or does it hold components?
+/// Is it a document of a plugin, or does it hold components, or credentials for registries of components?
 pub fn concerns(object: &Object) -> bool {
     match &*object.reference.kind {
         KIND => true,
         "ConfigMap" => object.labels.contains_key(LABEL),
+        "Secret" => *object.body.part("type") == *PULL_SECRET,
         _ => false,
     }
 }
@@ -144,12 +150,19 @@ impl Catalogue {
         }
     }
 
-    /// Takes changes of objects in: documents, and ConfigMaps with components. True when there is something to [`refresh`](Catalogue::refresh).
+    /// Takes changes of objects in: documents, ConfigMaps with components, credentials for registries. True when there is something to [`refresh`](Catalogue::refresh).
     pub fn apply<'a>(&mut self, changes: impl IntoIterator<Item = (&'a ObjectRef, Option<&'a Arc<Object>>)>) -> bool {
         for (reference, object) in changes {
             let table = match &*reference.kind {
                 KIND => &mut self.documents,
                 "ConfigMap" => &mut self.config_maps,
+                "Secret" => {
+                    // Whoever gets images keeps them; they are not seen here again.
+                    if let Some(images) = &self.sources.images {
+                        images.secret(reference, object);
+                    }
+                    continue;
+                }
                 _ => continue,
             };
             self.is_stale |= match object.filter(|object| concerns(object)) {
@@ -173,12 +186,16 @@ impl Catalogue {
         }
         self.is_stale = false;
         let wanted = self.wanted();
+        let mut images = BTreeSet::new();
         self.entries.retain(|name, _| wanted.iter().any(|(wanted, ..)| wanted == name));
         let mut of_tenants = BTreeMap::new();
         for (name, object, spec) in wanted {
             let old = self.entries.remove(&name).and_then(|entry| entry.in_force);
+            // Whoever wants a fault to hold does not want the first component's absence to pass.
+            let held = spec.as_ref().ok().filter(|spec| spec.failure_policy == Policy::Hold && old.is_none()).cloned();
             let made = spec.and_then(|spec| {
                 self.is_within_bounds(object.as_ref(), &mut of_tenants)?;
+                images.extend(request(object.as_ref(), &spec.component));
                 self.make(&name, object.as_ref(), spec)
             });
             let made = made.map_err(|error| shortened(&error));
@@ -187,17 +204,20 @@ impl Catalogue {
                     if old.as_ref().is_none_or(|old| old.digest != in_force.digest) {
                         tracing::info!(plugin = name, points = in_force.code.1.join(","), "plugin loaded");
                     }
-                    Entry { object, in_force: Some(in_force), error: None, is_pending: false }
+                    Entry { object, in_force: Some(in_force), held: None, error: None, is_pending: false }
                 }
-                Ok(None) => Entry { object, in_force: old, error: None, is_pending: true },
+                Ok(None) => Entry { object, in_force: old, held, error: None, is_pending: true },
                 Err(error) => {
                     let stays =
                         if old.is_some() { "the version before it stays in force" } else { "it is not in force" };
                     tracing::error!(plugin = name, error, "plugin not loaded; {stays}");
-                    Entry { object, in_force: old, error: Some(error), is_pending: false }
+                    Entry { object, in_force: old, held, error: Some(error), is_pending: false }
                 }
             };
             self.entries.insert(name, entry);
+        }
+        if let Some(at) = &self.sources.images {
+            at.retain(&images);
         }
         let entries = &self.entries;
         self.compiled.retain(|name, _| entries.contains_key(name));
@@ -295,7 +315,7 @@ impl Catalogue {
 
     /// The bytes of a component; `None` while they are on their way.
     fn code(&self, object: Option<&ObjectRef>, component: &Component) -> Result<Option<Arc<[u8]>>, String> {
-        let Component { builtin, file, config_map, image, stateful: _ } = component;
+        let Component { builtin, file, config_map, .. } = component;
         if let Some(name) = builtin {
             let found = self.sources.builtins.iter().find(|(known, _)| known == name);
             let names: Vec<&str> = self.sources.builtins.iter().map(|(name, _)| *name).collect();
@@ -322,19 +342,33 @@ impl Catalogue {
             let bytes = BASE64_STANDARD.decode(data).map_err(|error| format!("ConfigMap {name}, {key}: {error}"))?;
             return Ok(Some(bytes.into()));
         }
-        let image = image.as_deref().ok_or("spec.component: it says nowhere where the code is")?;
+        let request = request(object, component).ok_or("spec.component: it says nowhere where the code is")?;
         let images = self.sources.images.as_ref().ok_or("spec.component.image: nothing is fetched here")?;
-        let fetched = images.get(image).transpose();
-        fetched.map_err(|error| format!("spec.component.image: {error}"))
+        images.get(&request).transpose().map_err(|error| match error {
+            ImageError::Image(why) => format!("spec.component.image: {why}"),
+            ImageError::PullSecret(why) => format!("spec.component.imagePullSecret: {why}"),
+        })
     }
 
     /// The plugins in force, by the points at which stages hand out fragments.
     pub fn table(&self) -> HookTable {
-        let mut in_order: Vec<(&String, &Entry, &InForce)> =
-            self.entries.iter().filter_map(|(name, entry)| Some((name, entry, entry.in_force.as_ref()?))).collect();
+        let absent = |name: &str, spec: &Spec| -> InForce {
+            let guest: Arc<dyn Guest> = Arc::new(Absent::new(name));
+            let all = || hooks::HOOKS.iter().map(|hook| hook.name.to_owned()).collect();
+            let points = if spec.hooks.is_empty() { all() } else { spec.hooks.clone() };
+            InForce { digest: guest.digest().to_owned(), code: (guest, points), spec: spec.clone() }
+        };
+        let mut in_order: Vec<(&String, &Entry, Cow<'_, InForce>)> = Vec::new();
+        for (name, entry) in &self.entries {
+            let held = || entry.held.as_ref().map(|spec| Cow::Owned(absent(name, spec)));
+            if let Some(in_force) = entry.in_force.as_ref().map(Cow::Borrowed).or_else(held) {
+                in_order.push((name, entry, in_force));
+            }
+        }
         in_order.sort_by_key(|(name, _, in_force)| (in_force.spec.order, (*name).clone()));
         let mut table = HookTable::default();
-        for (name, entry, InForce { code: (guest, points), spec, digest }) in in_order {
+        for (name, entry, in_force) in &in_order {
+            let InForce { code: (guest, points), spec, digest } = &**in_force;
             let terms = Arc::new(self.terms(entry.object.as_ref(), spec));
             // A change of the document is another plugin to the engine: nothing that was made on other terms is found again.
             let terms_digest = Fingerprint::of(format!("{:?}", (spec, &terms.rights)).as_bytes());
@@ -387,16 +421,25 @@ impl Catalogue {
                 name: name.clone(),
                 object: entry.object.clone(),
                 digest: in_force.map(|in_force| in_force.digest.clone()),
+                image: in_force.and_then(|in_force| in_force.spec.component.image.clone()),
                 is_shadow: in_force.is_some_and(|in_force| in_force.spec.mode == Mode::Shadow),
                 is_last_resort: points.iter().any(|point| point == "patch"),
                 post_conditions: in_force.map(|in_force| in_force.spec.post_conditions.clone()).unwrap_or_default(),
                 points,
                 is_pending: entry.is_pending,
+                is_held: entry.held.is_some(),
                 error: entry.error.clone(),
             }
         };
         self.entries.iter().map(status).collect()
     }
+}
+
+/// The image that a document asks for, if it asks for one.
+fn request(object: Option<&ObjectRef>, component: &Component) -> Option<ImageRequest> {
+    let (object, image) = (object?, component.image.clone()?);
+    let pull_secret = component.image_pull_secret.clone();
+    Some(ImageRequest { namespace: object.namespace.to_string(), image, pull_secret })
 }
 
 /// The beginning of an error, on one line.
@@ -413,15 +456,4 @@ fn sha256(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
-}
-
-/// An error with what caused it, since a status has one line.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
 }

@@ -66,6 +66,8 @@ pub struct Component {
     pub config_map: Option<ConfigMapEntry>,
     /// An image by digest, `registry.example/name@sha256:...`.
     pub image: Option<String>,
+    /// Secret of the document's namespace, of the type `kubernetes.io/dockerconfigjson`, with credentials for the image's registry.
+    pub image_pull_secret: Option<String>,
     /// The guest remembers from call to call, as those of script languages do: each call gets an instance of its own.
     pub stateful: bool,
 }
@@ -187,7 +189,7 @@ impl Spec {
     pub fn of(object: &Object) -> Result<Spec, String> {
         let spec: Spec =
             serde_json::from_value(object.spec().into_owned()).map_err(|error| format!("spec: {error}"))?;
-        let Component { builtin, file, config_map, image, .. } = &spec.component;
+        let Component { builtin, file, config_map, image, image_pull_secret, stateful: _ } = &spec.component;
         let places = [builtin.is_some(), file.is_some(), config_map.is_some(), image.is_some()];
         match places.iter().filter(|is_there| **is_there).count() {
             1 => {}
@@ -203,7 +205,12 @@ impl Spec {
         if let Some(image) = image
             && !image.split_once("@sha256:").is_some_and(|(_, digest)| is_sha256(digest))
         {
-            return Err(format!("spec.component.image: {image:?} has no digest (NAME@sha256:...); a tag may move"));
+            return Err(format!(
+                "spec.component.image: {image:?} has no digest (registry.example/name@sha256:...), and a tag may move"
+            ));
+        }
+        if image_pull_secret.is_some() && image.is_none() {
+            return Err("spec.component.imagePullSecret: it is for an image, and there is none".to_owned());
         }
         if let Some(sha256) = &spec.sha256
             && !is_sha256(sha256)
@@ -329,6 +336,8 @@ mod tests {
         assert!(why(json!({"component": {"builtin": "a", "file": "b"}})).contains("one only"));
         assert!(why(json!({"component": {"file": "../b.wasm"}})).contains("spec.component.file"));
         assert!(why(json!({"component": {"image": "r.example/p:latest"}})).contains("a tag may move"));
+        let secret = json!({"component": {"builtin": "a", "imagePullSecret": "s"}});
+        assert!(why(secret).contains("spec.component.imagePullSecret"));
         assert!(why(json!({"component": {"builtin": "a"}, "sha256": "abc"})).contains("64 hexadecimal digits"));
         let hook = why(json!({"component": {"builtin": "a"}, "hooks": ["cluster"]}));
         assert!(hook.contains("spec.hooks[0]") && hook.contains("transport-sockets"), "{hook}");

@@ -4,12 +4,14 @@
 #[path = "../../stages/tests/support.rs"]
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use serde_json::json;
 use support::*;
-use trysail_model::Watched;
+use trysail_model::{ImageError, ImageRequest, Images, Object, ObjectRef, Watched};
 use trysail_plugins::catalogue::{Catalogue, PluginStatus, Sources};
 use trysail_stages::{Config, Engine};
 
@@ -166,4 +168,113 @@ fn a_folder_that_cannot_be_read_changes_nothing() {
     assert!(!running.refresh());
     let node = running.engine.resources(&proxy("p", "x", "1"), &ALL.into(), &Watched::Wildcard).node;
     assert!(node.is_some());
+}
+
+/// Images as they come.
+#[derive(Default)]
+struct Shelf {
+    answer: Mutex<Option<Result<Arc<[u8]>, ImageError>>>,
+    wanted: Mutex<BTreeSet<ImageRequest>>,
+}
+
+impl Images for Shelf {
+    fn get(&self, _: &ImageRequest) -> Option<Result<Arc<[u8]>, ImageError>> {
+        self.answer.lock().unwrap().clone()
+    }
+
+    fn secret(&self, _: &ObjectRef, _: Option<&Arc<Object>>) {}
+
+    fn retain(&self, wanted: &BTreeSet<ImageRequest>) {
+        self.wanted.lock().unwrap().clone_from(wanted);
+    }
+}
+
+fn by_image(digit: char, policy: &str) -> Arc<Object> {
+    let image = format!("registry.example/rascal@sha256:{}", digit.to_string().repeat(64));
+    let component = json!({"image": image, "imagePullSecret": "regcred"});
+    Arc::new(Object {
+        reference: ObjectRef::new("Plugin", "istio-system", "rascal"),
+        api_version: "trysail.io/v1alpha1".into(),
+        creation_nanos: 0,
+        labels: Arc::default(),
+        annotations: Arc::default(),
+        body: json!({"spec": {"component": component, "failurePolicy": policy}}).into(),
+        origin: "test".into(),
+    })
+}
+
+/// The toy world with plugins by image.
+fn by_images() -> (Running, Arc<Shelf>) {
+    let (mut running, shelf) = (running(), Arc::new(Shelf::default()));
+    let images = Some(shelf.clone() as Arc<dyn Images>);
+    running.plugins = Catalogue::new(Sources { images, ..sources(None) });
+    (running, shelf)
+}
+
+impl Running {
+    fn apply(&mut self, document: &Arc<Object>) -> bool {
+        self.plugins.apply([(&document.reference, Some(document))]);
+        self.refresh()
+    }
+
+    fn moved(&mut self) -> bool {
+        self.plugins.image_moved();
+        self.refresh()
+    }
+}
+
+#[test]
+fn an_image_is_in_force_from_when_it_came() {
+    let (mut running, shelf) = by_images();
+    running.apply(&by_image('a', "skip"));
+    let status = running.status();
+    assert!(status.is_pending && !status.is_held && status.digest.is_none() && status.error.is_none(), "{status:?}");
+    assert_eq!(running.served("a").as_deref(), Some("one"), "nothing waits for it");
+    assert!(!running.refresh(), "nothing moved");
+    *shelf.answer.lock().unwrap() = Some(Ok(guests::hostile().into()));
+    assert!(running.moved());
+    let first = running.status();
+    assert!(!first.is_pending && first.image.as_ref().is_some_and(|image| image.ends_with('a')), "{first:?}");
+    assert_eq!(running.served("a").as_deref(), Some("ONE"));
+    // Another one: on its way, then not to be had. The first stays, and both are told.
+    *shelf.answer.lock().unwrap() = None;
+    running.apply(&by_image('b', "skip"));
+    let status = running.status();
+    assert!(status.is_pending && status.image == first.image && status.digest == first.digest, "{status:?}");
+    for (error, field) in [
+        (ImageError::Image("gone".into()), "spec.component.image: gone"),
+        (ImageError::PullSecret("wrong".into()), "spec.component.imagePullSecret: wrong"),
+    ] {
+        *shelf.answer.lock().unwrap() = Some(Err(error));
+        running.moved();
+        let status = running.status();
+        assert_eq!((status.error.as_deref(), status.digest), (Some(field), first.digest.clone()));
+        assert_eq!(running.served("a").as_deref(), Some("ONE"));
+    }
+    let wanted = shelf.wanted.lock().unwrap().clone();
+    let [request] = &wanted.iter().collect::<Vec<_>>()[..] else { panic!("one image, not {wanted:?}") };
+    assert!(request.image.ends_with('b') && request.namespace == "istio-system", "{request:?}");
+    assert_eq!(request.pull_secret.as_deref(), Some("regcred"));
+}
+
+#[test]
+fn who_wants_faults_to_hold_is_not_left_out_for_want_of_a_component() {
+    let (mut running, shelf) = by_images();
+    assert_eq!(running.served("a").as_deref(), Some("one"));
+    running.apply(&by_image('a', "hold"));
+    let newcomer = |running: &Running, id: &str| text(&running.engine, &proxy(id, "x", "1"), "a");
+    assert!(running.status().is_held && running.status().is_pending);
+    assert_eq!(newcomer(&running, "q"), None, "there is nothing to hold, and it is not sent without");
+    *shelf.answer.lock().unwrap() = Some(Err(ImageError::Image("gone".into())));
+    running.moved();
+    assert!(running.status().is_held && running.status().error.is_some());
+    assert_eq!(newcomer(&running, "r"), None);
+    *shelf.answer.lock().unwrap() = Some(Ok(guests::hostile().into()));
+    running.moved();
+    assert!(!running.status().is_held);
+    assert_eq!(newcomer(&running, "s").as_deref(), Some("ONE"));
+    // With a version in force it is as with any other.
+    *shelf.answer.lock().unwrap() = None;
+    running.apply(&by_image('b', "hold"));
+    assert_eq!((running.status().is_held, newcomer(&running, "t").as_deref()), (false, Some("ONE")));
 }

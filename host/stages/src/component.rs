@@ -99,6 +99,8 @@ pub struct Surface {
     pub lines: Vec<String>,
     /// What it imports.
     pub imports: Vec<String>,
+    /// What it exports.
+    pub exports: Vec<String>,
     /// The questions that it can ask: those it does not import it cannot.
     pub questions: Vec<String>,
 }
@@ -274,10 +276,9 @@ impl Runtime {
                 surface.questions.extend(instance.exports(engine).map(|(question, _)| question.to_owned()));
             }
         }
-        let exports = outside.exports(engine).map(|(name, _)| name.to_owned());
+        surface.exports = outside.exports(engine).map(|(name, _)| name.to_owned()).collect();
         let of_line = |name: &String| Some(name.strip_prefix(PACKAGE)?.split_once('@')?.1.to_owned());
-        let mut lines: Vec<String> =
-            surface.imports.iter().cloned().chain(exports).filter_map(|name| of_line(&name)).collect();
+        let mut lines: Vec<String> = surface.imports.iter().chain(&surface.exports).filter_map(of_line).collect();
         lines.sort();
         lines.dedup();
         surface.lines = lines.into_iter().map(|line| format!("{PACKAGE}@{line}")).collect();

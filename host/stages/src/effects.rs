@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use trysail_sdk::{Diagnostic, Severity};
 
-use crate::calls::{Call, CallId};
+use crate::calls::Call;
 use crate::engine::Engine;
 use crate::node::Node;
-use crate::terms::{Effect, Effects};
+use crate::terms::Effect;
 
 /// What a plugin does at present, over all fragments that are in use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,20 +19,27 @@ pub struct PluginEffects {
     pub changed: usize,
     /// Some of what it changed: the call, and the fields.
     pub examples: Vec<(String, Vec<Effect>)>,
+    /// Fields that another plugin wrote as well.
+    pub conflicts: BTreeSet<Conflict>,
 }
 
-/// Calls of a plugin whose effects are kept as examples.
+/// A field that another plugin wrote as well.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Conflict {
+    /// The other plugin.
+    pub with: String,
+    /// The item, a resource's name for instance.
+    pub item: String,
+    /// The field.
+    pub path: String,
+    /// Whether what this one wrote is sent: it comes after the other.
+    pub wins: bool,
+}
+
+/// Calls of a plugin whose effects are kept as examples; fields of which it is kept that another wrote them.
 const EXAMPLES: usize = 20;
 /// How the code of conflicts reads.
 pub const CONFLICT: &str = "plugin-conflict";
-
-/// A plugin's part in a fragment.
-struct Share<'a> {
-    id: CallId,
-    plugin: &'a str,
-    inner: Option<CallId>,
-    effects: &'a Effects,
-}
 
 /// A plugin's name, without its digest.
 fn name(plugin: &str) -> &str {
@@ -43,6 +50,7 @@ impl Engine {
     /// What each plugin does at present.
     pub fn plugin_effects(&self) -> BTreeMap<String, PluginEffects> {
         let mut found: BTreeMap<String, PluginEffects> = BTreeMap::new();
+        let mut met = BTreeSet::new();
         let table = self.hooks.load();
         for memo in self.memos.all() {
             let Call::Plugin { plugin, point, .. } = &memo.call else { continue };
@@ -52,6 +60,9 @@ impl Engine {
             }
             let of = found.entry(name(plugin).to_owned()).or_default();
             memo.nodes.read().for_each(&mut |node| {
+                met.extend(meetings(node).into_iter().map(|Meeting { later, earlier, item, path }| {
+                    (later.to_owned(), earlier.to_owned(), item.to_owned(), path.to_owned())
+                }));
                 of.fragments += 1;
                 if !node.leaf.effects.list.is_empty() {
                     of.changed += 1;
@@ -61,39 +72,67 @@ impl Engine {
                 }
             });
         }
+        for (later, earlier, item, path) in met {
+            for (plugin, with, wins) in [(&later, &earlier, true), (&earlier, &later, false)] {
+                if let Some(of) = found.get_mut(plugin).filter(|of| of.conflicts.len() < EXAMPLES) {
+                    let (with, item, path) = (with.clone(), item.clone(), path.clone());
+                    of.conflicts.insert(Conflict { with, item, path, wins });
+                }
+            }
+        }
         found
     }
 }
 
+/// A field that two plugins wrote.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Meeting<'a> {
+    later: &'a str,
+    earlier: &'a str,
+    item: &'a str,
+    path: &'a str,
+}
+
+/// What a node's plugin wrote, if it is sent.
+fn sent(node: &Node) -> Option<(&str, &[Effect])> {
+    match &node.memo.call {
+        Call::Plugin { plugin, .. } if !node.leaf.effects.is_shadow => Some((name(plugin), &node.leaf.effects.list)),
+        _ => None,
+    }
+}
+
+/// The plugin's node that this plugin's was put on.
+fn inner(node: &Node) -> Option<&Arc<Node>> {
+    let Call::Plugin { inner: Some(inner), .. } = &node.memo.call else { return None };
+    node.children.iter().chain(&node.asked).find(|below| below.memo.id == *inner)
+}
+
+/// Fields that a node's plugin and those before it wrote.
+fn meetings(node: &Node) -> BTreeSet<Meeting<'_>> {
+    let mut found = BTreeSet::new();
+    let Some((later, list)) = sent(node).filter(|(_, list)| !list.is_empty()) else { return found };
+    let mut below = inner(node);
+    while let Some(node) = below {
+        if let Some((earlier, others)) = sent(node) {
+            found.extend(overlaps(list, others).map(|(effect, other)| {
+                let path = if effect.path.len() >= other.path.len() { &effect.path } else { &other.path };
+                Meeting { later, earlier, item: &effect.item, path }
+            }));
+        }
+        below = inner(node);
+    }
+    found
+}
+
 /// Fields among these nodes that two plugins wrote: who won, and why.
 pub(crate) fn conflicts(nodes: &[Arc<Node>]) -> Vec<Diagnostic> {
-    let shares: Vec<Share<'_>> = nodes
-        .iter()
-        .filter_map(|node| match &node.memo.call {
-            Call::Plugin { plugin, inner, .. } if !node.leaf.effects.is_shadow => {
-                Some(Share { id: node.memo.id, plugin, inner: *inner, effects: &node.leaf.effects })
-            }
-            _ => None,
-        })
-        .collect();
-    let by_call: BTreeMap<CallId, &Share<'_>> = shares.iter().map(|share| (share.id, share)).collect();
-    let mut found = BTreeSet::new();
-    for later in &shares {
-        let mut inner = later.inner;
-        while let Some(earlier) = inner.and_then(|id| by_call.get(&id)) {
-            inner = earlier.inner;
-            for (effect, other) in overlaps(&later.effects.list, &earlier.effects.list) {
-                let path = if effect.path.len() >= other.path.len() { &effect.path } else { &other.path };
-                found.insert((name(later.plugin), name(earlier.plugin), effect.item.as_str(), path.as_str()));
-            }
-        }
-    }
-    let diagnostic = |(winner, loser, item, path): (&str, &str, &str, &str)| Diagnostic {
+    let found: BTreeSet<Meeting<'_>> = nodes.iter().flat_map(|node| meetings(node)).collect();
+    let diagnostic = |Meeting { later, earlier, item, path }: Meeting<'_>| Diagnostic {
         severity: Severity::Warning,
-        object: format!("Plugin {loser}"),
+        object: format!("Plugin {earlier}"),
         field: String::new(),
         message: format!(
-            "{path} of {item:?} is written by {winner} as well, which wins because it comes after it (spec.order, then name)"
+            "{path} of {item:?} is written by {later} as well, which wins because it comes after it (spec.order, then name)"
         ),
         code: CONFLICT.to_owned(),
     };

@@ -3,7 +3,7 @@
 use hyper::StatusCode;
 use serde_json::{Value, json};
 use trysail_plugins::catalogue::PluginStatus;
-use trysail_stages::effects::PluginEffects;
+use trysail_stages::effects::{Conflict, PluginEffects};
 use trysail_stages::metrics::GuestReading;
 use trysail_stages::{Conduct, Standing};
 
@@ -57,12 +57,22 @@ fn examples(now: &PluginEffects) -> Vec<Value> {
     now.examples.iter().map(example).collect()
 }
 
+/// Fields that another plugin wrote as well: which, and who wins.
+pub(crate) fn conflicts(now: &PluginEffects) -> Vec<Value> {
+    let conflict = |conflict: &Conflict| {
+        let Conflict { with, item, path, wins } = conflict;
+        json!({"with": with, "item": item, "path": path, "wins": wins})
+    };
+    now.conflicts.iter().map(conflict).collect()
+}
+
 /// A plugin: its code, what it did since the start, and what it does at present.
 fn of_plugin(plugin: &PluginStatus, did: &GuestReading, now: &PluginEffects, standing: &Standing) -> Value {
     json!({
         "name": plugin.name,
         "document": plugin.object.as_ref().map(ToString::to_string),
         "digest": plugin.digest,
+        "image": plugin.image,
         "points": plugin.points,
         "mode": if plugin.is_shadow { "shadow" } else { "enforce" },
         "lastResort": plugin.is_last_resort,
@@ -72,6 +82,7 @@ fn of_plugin(plugin: &PluginStatus, did: &GuestReading, now: &PluginEffects, sta
         "changed": now.changed,
         "changesAtLeast": plugin.post_conditions.changes_at_least,
         "examples": examples(now),
+        "conflicts": conflicts(now),
         "runs": did.runs,
         "seconds": did.seconds,
         "outputBytes": did.output_bytes,
@@ -160,7 +171,7 @@ mod tests {
             points: vec!["routes".into()],
             ..PluginStatus::default()
         };
-        let now = |changed| PluginEffects { fragments: 3, changed, examples: Vec::new() };
+        let now = |changed| PluginEffects { fragments: 3, changed, ..PluginEffects::default() };
         let said = |plugin: &PluginStatus, did, changed| state(plugin, &did, &now(changed), &Standing::default());
         let runs = GuestReading { runs: 3, ..GuestReading::default() };
         let worked = GuestReading { effective: 1, ineffective: 2, ..runs };

@@ -6,24 +6,38 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use trysail_plugins::configuration;
 
+use crate::images;
 use crate::pipeline::{self, Mode, Options};
 
-pub(super) fn inspect(file: &Path, as_json: bool) -> Result<()> {
+/// Pushes a component that loads.
+pub(super) fn push(file: &Path, image: &str, flags: &images::Flags) -> Result<()> {
     let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let loaded = pipeline::load(&Options { mode: Mode::Sandboxed, ..Options::default() })?;
+    let runtime = loaded.runtime.context("plugins need the sandbox")?;
+    let surface = runtime.surface(&bytes).with_context(|| format!("{} is no component", file.display()))?;
+    runtime.plugin("pushed", &bytes).with_context(|| format!("{} does not load", file.display()))?;
+    let n_bytes = bytes.len();
+    let pushed = images::push(bytes, image, (&surface.imports, &surface.exports), flags)?;
+    // What a script wants alone on the standard output.
+    eprintln!("{n_bytes} bytes pushed, with the tag {}; for spec.component.image of a Plugin:", pushed.tag);
+    println!("{}", pushed.image);
+    Ok(())
+}
+
+pub(super) fn inspect(place: &str, bytes: &[u8], as_json: bool) -> Result<()> {
     let options = Options { mode: Mode::Sandboxed, ..Options::default() };
     let loaded = pipeline::load(&options)?;
     let runtime = loaded.runtime.context("plugins need the sandbox")?;
-    let name = file.file_stem().and_then(|stem| stem.to_str()).unwrap_or("plugin");
-    let surface = runtime.surface(&bytes).with_context(|| format!("{} is no component", file.display()))?;
-    let loads = runtime.plugin(name, &bytes);
-    let schema = configuration::schema(&bytes).map_err(anyhow::Error::msg)?;
+    let surface = runtime.surface(bytes).with_context(|| format!("{place} is no component"))?;
+    let loads = runtime.plugin("inspected", bytes);
+    let schema = configuration::schema(bytes).map_err(anyhow::Error::msg)?;
     let limits = trysail_stages::Limits::default();
     let (hooks, digest, misfit) = match &loads {
         Ok((guest, hooks)) => (hooks.clone(), Some(guest.digest().to_owned()), None),
         Err(error) => (Vec::new(), None, Some(error.to_string())),
     };
     let found = json!({
-        "file": file.display().to_string(),
+        "file": place,
         "bytes": bytes.len(),
         "digest": digest,
         "lines": surface.lines,
@@ -43,7 +57,7 @@ pub(super) fn inspect(file: &Path, as_json: bool) -> Result<()> {
         let texts: Vec<&str> = value.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         if texts.is_empty() { "none".to_owned() } else { texts.join(", ") }
     };
-    println!("{}: {} bytes, digest {}", file.display(), bytes.len(), digest.as_deref().unwrap_or("none"));
+    println!("{place}: {} bytes, digest {}", bytes.len(), digest.as_deref().unwrap_or("none"));
     println!("interfaces:  {}", list(&found["lines"]));
     println!("hooks:       {}", list(&found["hooks"]));
     println!("can ask:     {}", list(&found["questions"]));

@@ -20,6 +20,7 @@ use trysail_sdk::Severity;
 use trysail_stages::{Effect, Engine};
 
 use super::On;
+use crate::images::Waiting;
 use crate::pipeline::{self, Loaded, Mode, Options};
 use crate::{explain, render};
 
@@ -135,7 +136,13 @@ impl Rehearsal {
         };
         let folder = trysail_discovery::load_folder(folder, &config)
             .with_context(|| format!("cannot read {}", folder.display()))?;
-        let options = Options { mode: Mode::Sandboxed, plugins: plugins.map(Path::to_owned), ..Options::default() };
+        let images = Waiting::new(&on.images, &root_namespace())?;
+        let options = Options {
+            mode: Mode::Sandboxed,
+            plugins: plugins.map(Path::to_owned),
+            images: Some(Arc::new(images)),
+            ..Options::default()
+        };
         let loaded = pipeline::load(&options)?;
         let proxies = proxies(&folder, on.pod.as_deref())?;
         let is_whole = on.pod.is_none();

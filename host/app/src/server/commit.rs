@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc as mpsc_std;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -36,6 +38,36 @@ pub(super) enum Event {
     Files,
 }
 
+/// An object, and what became of it.
+type ObjectChange = (ObjectRef, Option<Arc<trysail_model::Object>>);
+
+/// Tells the thread that looks after files and plugins that there is something to look at.
+#[derive(Clone)]
+pub(super) struct Wake {
+    tx: mpsc_std::SyncSender<()>,
+    images_moved: Arc<AtomicBool>,
+}
+
+impl Wake {
+    pub(super) fn new() -> (Wake, mpsc_std::Receiver<()>) {
+        // One call is as good as many.
+        let (tx, rx) = mpsc_std::sync_channel(1);
+        (Wake { tx, images_moved: Arc::default() }, rx)
+    }
+
+    /// There is something to look at.
+    pub(super) fn up(&self) {
+        // It is full when somebody called before, and closed at the end.
+        let _ = self.tx.try_send(());
+    }
+
+    /// An image came, or will not.
+    pub(super) fn images(&self) {
+        self.images_moved.store(true, Ordering::Release);
+        self.up();
+    }
+}
+
 /// Takes changes in: facts, then stages.
 pub(super) struct Committer {
     pub(super) engine: Arc<Engine>,
@@ -52,6 +84,10 @@ pub(super) struct Committer {
     pub(super) settings: Mutex<trysail_discovery::Settings>,
     pub(super) config: Config,
     pub(super) plugins: Option<Arc<Mutex<Catalogue>>>,
+    /// Changes that the catalogue is to take in: it may be at work for long, since it compiles.
+    pub(super) plugin_changes: Mutex<Vec<ObjectChange>>,
+    /// Who looks after plugins.
+    pub(super) wake: Wake,
     pub(super) report: Arc<Mutex<Report>>,
     pub(super) metrics: metrics::Commits,
     pub(super) terminal: Arc<Terminal>,
@@ -71,6 +107,9 @@ pub(super) struct Committed {
 
 /// Objects of one change that are named on the terminal.
 const NAMED: usize = 50;
+
+/// Kinds that the catalogue of plugins takes note of.
+const OF_PLUGINS: [&str; 3] = [trysail_plugins::document::KIND, "ConfigMap", "Secret"];
 
 /// Nodes put together between two collections.
 const COLLECT_AFTER: u64 = 20_000;
@@ -118,8 +157,14 @@ impl Committer {
         }
         let mut omissions = self.omissions.lock();
         let mut omitted = omissions.apply(objects.iter().map(|(reference, object)| (reference, object.as_ref())));
-        if let Some(plugins) = &self.plugins {
-            plugins.lock().apply(objects.iter().map(|(reference, object)| (reference, object.as_ref())));
+        if self.plugins.is_some() {
+            let is_its = |(reference, _): &(&ObjectRef, _)| OF_PLUGINS.contains(&&*reference.kind);
+            let changes = objects.iter().filter(is_its).map(|(reference, object)| (reference.clone(), object.clone()));
+            let mut waiting = self.plugin_changes.lock();
+            waiting.extend(changes);
+            if !waiting.is_empty() {
+                self.wake.up();
+            }
         }
         let mut secrets =
             access_moved | self.secrets.apply(objects.iter().map(|(reference, object)| (reference, object.as_ref())));
@@ -206,6 +251,11 @@ impl Committer {
     pub(super) fn scan_plugins(&self) -> bool {
         let Some(plugins) = &self.plugins else { return false };
         let mut plugins = plugins.lock();
+        let changes = std::mem::take(&mut *self.plugin_changes.lock());
+        plugins.apply(changes.iter().map(|(reference, object)| (reference, object.as_ref())));
+        if self.wake.images_moved.swap(false, Ordering::AcqRel) {
+            plugins.image_moved();
+        }
         let Some(advance) = plugins.refresh(&self.engine) else { return false };
         let status = plugins.status();
         for plugin in &status {
@@ -228,6 +278,9 @@ impl Committer {
     }
 }
 
+/// Between two looks at files.
+const LOOK: Duration = Duration::from_millis(250);
+
 /// Says which objects protect something and are not translated, where people look.
 pub(super) fn report_omissions(omissions: &Omissions, terminal: &Terminal, health: &Health) {
     let lines: Vec<String> = omissions
@@ -243,9 +296,13 @@ pub(super) fn report_omissions(omissions: &Omissions, terminal: &Terminal, healt
     health.note(lines);
 }
 
-/// Looks for changes of single files and of plugins: a few `stat` calls, four times a second, on a thread of their own, since
-/// a new plugin has to be compiled.
-pub(super) fn poll(committer: &Arc<Committer>, events: mpsc::UnboundedSender<Vec<Event>>) -> Result<()> {
+/// Looks for changes of single files and of plugins: a few `stat` calls, four times a second, and whenever somebody says so. On a
+/// thread of their own, since a new plugin has to be compiled.
+pub(super) fn poll(
+    committer: &Arc<Committer>,
+    events: mpsc::UnboundedSender<Vec<Event>>,
+    woken_rx: mpsc_std::Receiver<()>,
+) -> Result<()> {
     let committer = Arc::downgrade(committer);
     let stamp = |path: &PathBuf| std::fs::metadata(path).and_then(|m| m.modified()).ok();
     let mut last = None;
@@ -263,7 +320,10 @@ pub(super) fn poll(committer: &Arc<Committer>, events: mpsc::UnboundedSender<Vec
                 return;
             }
             drop(committer);
-            std::thread::sleep(Duration::from_millis(250));
+            // Also when nobody is left who could: the committer is gone then.
+            if woken_rx.recv_timeout(LOOK) == Err(mpsc_std::RecvTimeoutError::Disconnected) {
+                std::thread::sleep(LOOK);
+            }
         }
     };
     let spawned = std::thread::Builder::new().name("files".into()).spawn(run);
