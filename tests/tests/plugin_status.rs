@@ -142,12 +142,6 @@ async fn a_cluster_says_what_becomes_of_its_plugins() {
 
     // In force, with an effect.
     web.settle(QUIET).await.unwrap();
-    // What was made while a revision came is served and not remembered, so not counted before it is made anew. The start has such
-    // revisions: the roots are published, for instance.
-    let rule = json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule", "metadata": {"namespace": "shop", "name": "web"},
-        "spec": {"host": "web", "trafficPolicy": {"connectionPool": {"tcp": {"maxConnections": 7}}}}});
-    client.apply(&[rule]).await.unwrap();
-    web.settle(QUIET).await.unwrap();
     let status = until_state(&client, "slow", "effective").await;
     assert_eq!(condition(&status, "InForce")[..2], ["True", "Loaded"]);
     let [holds, reason, message] = condition(&status, "Effective");

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use rustc_hash::FxHashSet;
 use trysail_sdk::{Diagnostic, Severity};
 
 use crate::calls::Call;
@@ -51,26 +52,19 @@ impl Engine {
     pub fn plugin_effects(&self) -> BTreeMap<String, PluginEffects> {
         let mut found: BTreeMap<String, PluginEffects> = BTreeMap::new();
         let mut met = BTreeSet::new();
-        let table = self.hooks.load();
-        for memo in self.memos.all() {
-            let Call::Plugin { plugin, point, .. } = &memo.call else { continue };
-            // What other versions did is past.
-            if !table.get(point).is_some_and(|hooked| hooked.iter().any(|hooked| hooked.id == *plugin)) {
-                continue;
-            }
+        for node in self.plugin_nodes(&mut found) {
+            let Call::Plugin { plugin, .. } = &node.memo.call else { continue };
             let of = found.entry(name(plugin).to_owned()).or_default();
-            memo.nodes.read().for_each(&mut |node| {
-                met.extend(meetings(node).into_iter().map(|Meeting { later, earlier, item, path }| {
-                    (later.to_owned(), earlier.to_owned(), item.to_owned(), path.to_owned())
-                }));
-                of.fragments += 1;
-                if !node.leaf.effects.list.is_empty() {
-                    of.changed += 1;
-                    if of.examples.len() < EXAMPLES {
-                        of.examples.push((memo.call.to_string(), node.leaf.effects.list.clone()));
-                    }
+            met.extend(meetings(&node).into_iter().map(|Meeting { later, earlier, item, path }| {
+                (later.to_owned(), earlier.to_owned(), item.to_owned(), path.to_owned())
+            }));
+            of.fragments += 1;
+            if !node.leaf.effects.list.is_empty() {
+                of.changed += 1;
+                if of.examples.len() < EXAMPLES {
+                    of.examples.push((node.memo.call.to_string(), node.leaf.effects.list.clone()));
                 }
-            });
+            }
         }
         for (later, earlier, item, path) in met {
             for (plugin, with, wins) in [(&later, &earlier, true), (&earlier, &later, false)] {
@@ -82,6 +76,47 @@ impl Engine {
         }
         found
     }
+}
+
+impl Engine {
+    /// The nodes of calls of plugins in force; each of these gets an entry in `found`.
+    fn plugin_nodes(&self, found: &mut BTreeMap<String, PluginEffects>) -> Vec<Arc<Node>> {
+        let table = self.hooks.load();
+        let mut nodes = Vec::new();
+        let mut unremembered = BTreeSet::new();
+        for memo in self.memos.all() {
+            let Call::Plugin { plugin, point, .. } = &memo.call else { continue };
+            // What other versions did is past.
+            if !table.get(point).is_some_and(|hooked| hooked.iter().any(|hooked| hooked.id == *plugin)) {
+                continue;
+            }
+            found.entry(name(plugin).to_owned()).or_default();
+            let n_before = nodes.len();
+            memo.nodes.read().for_each(&mut |node| nodes.push(node.clone()));
+            if nodes.len() == n_before {
+                unremembered.insert(memo.id);
+            }
+        }
+        // What was made while a revision came is served and not remembered: proxies alone have it.
+        if !unremembered.is_empty() {
+            let mut seen = FxHashSet::default();
+            for root in self.proxies.roots() {
+                held(&root, &unremembered, &mut seen, &mut nodes);
+            }
+        }
+        nodes
+    }
+}
+
+/// The nodes of these calls at and below a node, each once.
+fn held(node: &Arc<Node>, calls: &BTreeSet<u32>, seen: &mut FxHashSet<*const Node>, found: &mut Vec<Arc<Node>>) {
+    if !seen.insert(Arc::as_ptr(node)) {
+        return;
+    }
+    if calls.contains(&node.memo.id) {
+        found.push(node.clone());
+    }
+    node.children.iter().chain(&node.asked).for_each(|below| held(below, calls, seen, found));
 }
 
 /// A field that two plugins wrote.

@@ -120,6 +120,13 @@ impl ProxyTable {
         }
     }
 
+    /// The roots of all that proxies were last served.
+    pub fn roots(&self) -> Vec<Arc<Node>> {
+        let table = self.0.lock();
+        let all = table.connected.values().flat_map(|entry| &entry.served);
+        all.map(|(_, held)| held.node.clone()).collect()
+    }
+
     /// What a proxy was last served of a type.
     pub fn served_of(&self, proxy: &Proxy, type_url: &'static str) -> Option<Held> {
         let table = self.0.lock();
